@@ -1,0 +1,58 @@
+"""Records that cross a module border. Frozen pytrees of arrays and plain enums; nothing here imports our own code.
+
+Axes: B problems (tree slots), N node slots, K children, D depth, S segment tokens, M trajectories, R training rows,
+T row tokens, P prompt tokens, V vocabulary.
+"""
+
+import enum
+
+import jax
+from flax import struct
+
+
+class Outcome(enum.IntEnum):
+    """What the verifier said of a terminal node; int32 in arrays."""
+
+    NONE = 0  # not a terminal, or not verified
+    CORRECT = 1
+    INCORRECT = 2
+    INCOMPLETE = 3  # cut off at the depth or length limit without an answer
+
+
+@struct.dataclass
+class Segments:
+    """K sampled continuations of one node; a batch of B nodes has a leading [B] axis on every field.
+
+    Attributes:
+      tokens: [K, S] int32 token ids; 0 after the end.
+      lengths: [K] int32 sampled tokens, the end-of-sequence token counted; 1..S.
+      log_probs: [K, S] float32 log-prob of each token under the raw policy (temperature 1, no truncation); 0 after
+        the end.
+      sampling_log_probs: [K, S] float32 log-prob under the distribution that was sampled from; 0 after the end.
+      is_eos: [K] bool the last sampled token ends the sequence (also in the last slot).
+    """
+
+    tokens: jax.Array
+    lengths: jax.Array
+    log_probs: jax.Array
+    sampling_log_probs: jax.Array
+    is_eos: jax.Array
+
+
+@struct.dataclass
+class TokenBatch:
+    """Rows for one update: prompt and response concatenated, padded on the right.
+
+    Attributes:
+      tokens: [R, T] int32 token ids; 0 in padding.
+      segment_ids: [R, T] int32 1 at real tokens (tokens attend only within one id), 0 in padding.
+      loss_mask: [R, T] bool True at response tokens that are trained on; False in the prompt and in padding.
+      advantages: [R, T] float32 advantage of each token; 0 outside the loss mask.
+      old_log_probs: [R, T] float32 log-prob of tokens[:, t] given what precedes it, under the behaviour policy.
+    """
+
+    tokens: jax.Array
+    segment_ids: jax.Array
+    loss_mask: jax.Array
+    advantages: jax.Array
+    old_log_probs: jax.Array

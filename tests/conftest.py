@@ -1,0 +1,33 @@
+"""Settings of every test: 8 virtual CPU devices, rank promotion is an error, warnings are errors (pyproject.toml)."""
+
+import os
+import pathlib
+
+# Both must be set before jax is imported for the first time.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> pathlib.Path:
+    """Folder with golden data, problem sets and checkpoints; tests that need it are skipped where it is missing."""
+    path = pathlib.Path(os.environ.get("DEEPSEARCH_SHARED", REPOSITORY.parent / "shared"))
+    if not path.is_dir():
+        pytest.skip(f"no shared data at {path}; set DEEPSEARCH_SHARED")
+    return path
+
+
+@pytest.fixture(scope="session")
+def model_dir() -> pathlib.Path:
+    """A real Hugging Face Qwen2.5 directory; tests that need it are skipped without DEEPSEARCH_MODEL_DIR."""
+    path = os.environ.get("DEEPSEARCH_MODEL_DIR")
+    if not path:
+        pytest.skip("set DEEPSEARCH_MODEL_DIR to a Hugging Face directory of a Qwen2.5 model")
+    return pathlib.Path(path)
