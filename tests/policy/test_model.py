@@ -1,0 +1,102 @@
+"""The decoder against logits, losses and gradients that transformers recorded."""
+
+import dataclasses
+import json
+import pathlib
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from deepsearch_jax import policy
+from tests.model_parity import decode_floats
+
+TINY = pathlib.Path(__file__).parent.parent / "data" / "tiny_qwen2"
+
+
+@pytest.fixture(scope="module")
+def golden():
+    return json.loads((TINY / "golden.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def model():
+    return policy.load_pretrained(TINY)
+
+
+def as_arrays(case):
+    return jnp.array(case["input_ids"]), jnp.array(case["attention_mask"])
+
+
+@pytest.mark.parametrize("form", ["stacked", "unstacked", "unstacked with head"])
+@pytest.mark.parametrize("index", [0, 1])  # one row of 40; two rows, one of them padded on the right
+def test_logits_equal_the_recorded_ones(golden, model, index, form):
+    config, params = model
+    if form != "stacked":
+        params = policy.unstack_layers(config, params, copy_head="head" in form)
+    case = golden["cases"][index]
+    tokens, mask = as_arrays(case)
+    got = policy.logits(params, policy.hidden_states(config, params, tokens, mask))
+    got = np.where(np.asarray(mask)[..., None] == 1, got, 0)
+    np.testing.assert_allclose(got, decode_floats(case), atol=3e-5)
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_loss_and_gradient_norms_equal_the_recorded_ones(golden, model, remat):
+    config, params = model
+    config = dataclasses.replace(config, remat=remat)
+    tokens, mask = as_arrays(golden["cases"][0])
+
+    def loss(params):
+        log_probs, _ = policy.token_log_probs(config, params, tokens, mask, chunk_size=7)
+        return -log_probs.sum() / (tokens.size - 1)
+
+    value, grads = jax.jit(jax.value_and_grad(loss))(params)
+    np.testing.assert_allclose(value, golden["loss_of_case_0"], rtol=1e-5)
+    norms = {name: np.linalg.norm(array()) for name, _, array in policy.hf_tensors(config, grads)}
+    assert norms.keys() == golden["grad_norms_of_case_0"].keys()
+    for name, norm in golden["grad_norms_of_case_0"].items():
+        np.testing.assert_allclose(norms[name], norm, rtol=1e-4, err_msg=name)
+
+
+def test_packed_segments_equal_separate_rows(model):
+    config, params = model
+    first, second = jnp.arange(3, 9)[None], jnp.arange(40, 44)[None]
+    packed = jnp.concatenate([first, second, jnp.zeros((1, 2), jnp.int32)], axis=1)
+    segment_ids = jnp.array([[1] * 6 + [2] * 4 + [0] * 2])
+    apart = [policy.token_log_probs(config, params, row, jnp.ones_like(row), chunk_size=4) for row in (first, second)]
+    together = policy.token_log_probs(config, params, packed, segment_ids, chunk_size=4)
+    for got, *want in zip(together, *apart):
+        np.testing.assert_allclose(got[0], np.concatenate([*(row[0] for row in want), [0, 0]]), atol=1e-5)
+        assert got[0, 0] == 0
+        assert got[0, 6] == 0  # the first token of the second segment has no predecessor
+
+
+def test_positions_restart_with_each_segment():
+    got = policy.segment_positions(jnp.array([[1, 1, 1, 2, 2, 0], [3, 0, 0, 0, 0, 0]]))
+    np.testing.assert_array_equal(got, [[0, 1, 2, 0, 1, 0], [0, 0, 1, 2, 3, 4]])
+
+
+def test_init_has_the_promised_sizes_and_depends_on_the_key():
+    config = policy.ModelConfig.tiny(17, hidden_size=32, num_layers=2, tie_word_embeddings=False)
+    params = policy.init_params(config, jax.random.key(0))
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == config.num_parameters
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
+    kernel = params["layers"]["attention"]["query"]["kernel"]
+    assert kernel.shape == (2, 32, 32)
+    assert abs(float(kernel.std()) - config.initializer_range) < 0.02
+    assert not np.allclose(kernel[0], kernel[1])  # each layer has its own noise
+    other = policy.init_params(config, jax.random.key(1))
+    assert not np.allclose(params["head"]["kernel"], other["head"]["kernel"])
+
+
+def test_bfloat16_compute_stays_near_float32(golden, model):
+    config, params = model
+    tokens, mask = as_arrays(golden["cases"][0])
+    low = dataclasses.replace(config, compute_dtype="bfloat16")
+    got, entropy = policy.token_log_probs(low, params, tokens, mask)
+    want, _ = policy.token_log_probs(config, params, tokens, mask)
+    chex.assert_type([got, entropy], jnp.float32)
+    assert 1e-4 < np.abs(got - want).max() < 0.5
