@@ -109,8 +109,11 @@ class HFTokenizer:
             except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
                 raise ValueError(f"the tokenizer of {self.directory} cannot be opened: {error}") from error
         self._vocab_size = len(self._tokenizer)
-        self._eos_ids = _eos_ids(self.directory, self._tokenizer.eos_token_id)
-        pad_id = self._tokenizer.pad_token_id
+        # Only special tokens the files name: for some model types transformers adds "<|endoftext|>" behind the table.
+        named = _named_special_tokens(self.directory)
+        eos_id = self._tokenizer.eos_token_id if "eos_token" in named else None
+        pad_id = self._tokenizer.pad_token_id if "pad_token" in named else None
+        self._eos_ids = _eos_ids(self.directory, eos_id)
         self._pad_id = int(self._eos_ids[0] if pad_id is None else pad_id)
 
     @property
@@ -209,6 +212,15 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}")
     return content
+
+
+def _named_special_tokens(directory: pathlib.Path) -> set[str]:
+    """Kinds of special tokens ("eos_token", ...) that the tokenizer's own files give a value."""
+    kinds: set[str] = set()
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        if (directory / name).is_file():
+            kinds |= {kind for kind, token in _read_json(directory / name).items() if token is not None}
+    return kinds
 
 
 def _eos_ids(directory: pathlib.Path, tokenizer_eos: int | None) -> tuple[int, ...]:

@@ -1,0 +1,277 @@
+"""The quick start task: chains of additions and subtractions with every step written out, `27+8-3:` -> `+8=35-3=32$`.
+
+The domain: the start and every value of a chain lie in [min_value, max_value], operands in [min_operand, max_operand],
+all non-negative and written without sign or leading zero. With the defaults (two-digit values, one-digit operands) each
+step is five characters, `+8=35`, one search segment. A policy may write anything; only the exact chain is right.
+"""
+
+import functools
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from deepsearch_jax.data.problems import Problem
+from deepsearch_jax.data.prompts import PromptSettings, prompt_text
+from deepsearch_jax.data.tokenizers import CharTokenizer
+
+EOS = "$"
+ALPHABET = "0123456789+-=:"
+# Streams of random numbers: one for each use, so that no use shifts another.
+TRAIN_STREAM, HELDOUT_STREAM, WARM_START_STREAM = 0, 1, 2
+_PROMPT = re.compile(r"(\d+)((?:[+-]\d+)+):", re.ASCII)
+_WRITTEN_STEP = re.compile(r"[+-]\d+=\d+", re.ASCII)
+
+
+@dataclass(frozen=True)
+class WarmStartStage:
+    """One stretch of the supervised warm start."""
+
+    num_steps: int  # optimizer steps
+    learning_rate: float
+    lengths: tuple[int, ...]  # chain lengths, in steps
+    weights: tuple[float, ...] = ()  # how often each length is drawn, any scale; () draws all equally often
+    plus_noise: float = 0.0  # share of additions whose written result is wrong
+    minus_noise: float = 0.0  # share of subtractions whose written result is wrong
+
+    def __post_init__(self) -> None:
+        if self.num_steps < 1 or not self.learning_rate > 0:
+            raise ValueError(f"num_steps={self.num_steps} must be >= 1 and learning_rate={self.learning_rate} above 0")
+        if not self.lengths or min(self.lengths) < 1:
+            raise ValueError(f"lengths={self.lengths} must hold at least one length, each at least 1")
+        if self.weights and (len(self.weights) != len(self.lengths) or min(self.weights) < 0 or not sum(self.weights)):
+            raise ValueError(
+                f"weights={self.weights} must be one non-negative number for each of lengths={self.lengths}"
+            )
+        for name, value in (("plus_noise", self.plus_noise), ("minus_noise", self.minus_noise)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name}={value} must lie in [0, 1]")
+
+
+def _short_and_long(share_long: float) -> tuple[float, ...]:
+    return (*[(1 - share_long) / 4] * 4, *[share_long / 4] * 4)
+
+
+_ALL = (1, 2, 3, 4, 5, 6, 7, 8)
+# The pilot study's curriculum: long chains come in slowly, then noise makes the policy calibrated but rarely right.
+DEFAULT_STAGES = (
+    WarmStartStage(num_steps=500, learning_rate=4e-3, lengths=(1, 2, 3, 4)),
+    WarmStartStage(num_steps=200, learning_rate=4e-3, lengths=_ALL, weights=_short_and_long(0.06)),
+    WarmStartStage(num_steps=150, learning_rate=2e-3, lengths=_ALL, weights=_short_and_long(0.3)),
+    WarmStartStage(num_steps=160, learning_rate=2e-3, lengths=_ALL[1:], plus_noise=0.15, minus_noise=0.4),
+    WarmStartStage(num_steps=80, learning_rate=2e-3, lengths=_ALL[1:], plus_noise=0.42, minus_noise=0.6),
+)
+
+
+@dataclass(frozen=True)
+class ArithmeticSettings:
+    """Everything that shapes the arithmetic task."""
+
+    seed: int = 0  # of the problems and of the warm-start batches
+    min_value: int = 10  # smallest value of a chain, its start included
+    max_value: int = 99  # largest one
+    min_operand: int = 1
+    max_operand: int = 9
+    problem_lengths: tuple[int, ...] = (6, 7, 8)  # steps of the problems to be learned, equally many of each
+    num_train_problems: int = 1024
+    num_heldout_problems: int = 192
+    heldout_share: float = 0.1  # of all chains there are; never seen in training, warm start included
+    warm_start_batch_size: int = 64  # rows
+    warm_start_stages: tuple[WarmStartStage, ...] = DEFAULT_STAGES  # () trains without a warm start
+
+    def __post_init__(self) -> None:
+        if self.min_value < 0 or self.min_operand < 1 or self.max_operand < self.min_operand:
+            raise ValueError(
+                f"values must be >= 0 and operands >= 1: min_value={self.min_value}, "
+                f"operands {self.min_operand}..{self.max_operand}"
+            )
+        if self.max_value - self.min_value < 2 * self.min_operand - 1:
+            raise ValueError(
+                f"values {self.min_value}..{self.max_value} leave some chain without a next step; "
+                f"max_value must be at least {self.min_value + 2 * self.min_operand - 1}"
+            )
+        if not self.problem_lengths or min(self.problem_lengths) < 1:
+            raise ValueError(f"problem_lengths={self.problem_lengths} must hold at least one length, each at least 1")
+        if not 0 < self.heldout_share < 1:
+            raise ValueError(f"heldout_share={self.heldout_share} must lie between 0 and 1")
+        for name in ("num_train_problems", "num_heldout_problems", "warm_start_batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.seed < 0:
+            raise ValueError(f"seed={self.seed} must be at least 0")
+
+
+class Chains(NamedTuple):
+    """n chains of up to L steps.
+
+    Attributes:
+      start: [n] int64 the number a chain begins with.
+      operands: [n, L] int64 signed, +8 or -3; 0 beyond the chain's length.
+      lengths: [n] int64 steps of each chain, 1..L.
+    """
+
+    start: np.ndarray
+    operands: np.ndarray
+    lengths: np.ndarray
+
+    @property
+    def values(self) -> np.ndarray:
+        """[n, L] exact value after each step."""
+        return self.start[:, None] + np.cumsum(self.operands, axis=1)
+
+
+def sample_chains(rng: np.random.Generator, lengths: np.ndarray, settings: ArithmeticSettings) -> Chains:
+    """Chains of the given lengths; each step is drawn evenly among the operations that stay within the domain."""
+    num_chains, depth = lengths.size, int(lengths.max())
+    start = rng.integers(settings.min_value, settings.max_value + 1, num_chains)
+    operands = np.zeros((num_chains, depth), np.int64)
+    value = start.copy()
+    for step in range(depth):
+        num_plus = np.maximum(
+            np.minimum(settings.max_operand, settings.max_value - value) - settings.min_operand + 1, 0
+        )
+        num_minus = np.maximum(
+            np.minimum(settings.max_operand, value - settings.min_value) - settings.min_operand + 1, 0
+        )
+        choice = rng.integers(0, num_plus + num_minus)
+        plus = settings.min_operand + choice
+        minus = -(settings.min_operand + choice - num_plus)
+        operands[:, step] = np.where(step < lengths, np.where(choice < num_plus, plus, minus), 0)
+        value += operands[:, step]
+    return Chains(start, operands, lengths.astype(np.int64))
+
+
+def write_prompts(chains: Chains) -> list[str]:
+    """`27+8-3:` for each chain."""
+    return [
+        f"{start}{''.join(f'{operand:+d}' for operand in row[:length])}:"
+        for start, row, length in zip(chains.start, chains.operands, chains.lengths)
+    ]
+
+
+def write_solutions(chains: Chains, values: np.ndarray) -> list[str]:
+    """`+8=35-3=32$` for each chain, with `values` [n, L] written behind the equality signs."""
+    return [
+        "".join(f"{operand:+d}={value}" for operand, value in zip(row[:length], written)) + EOS
+        for row, written, length in zip(chains.operands, values, chains.lengths)
+    ]
+
+
+def gold_solution(prompt: str) -> str:
+    """The one right response to a prompt. Raises: ValueError if the prompt is no chain."""
+    match = _PROMPT.fullmatch(prompt)
+    if match is None:
+        raise ValueError(f"{prompt!r} is no arithmetic prompt; expected the form '27+8-3:'")
+    value = int(match[1])
+    steps = []
+    for operand in re.findall(r"[+-]\d+", match[2]):
+        value += int(operand)
+        steps.append(f"{operand}={value}")
+    return "".join(steps) + EOS
+
+
+def check_solution(prompt: str, response: str) -> bool:
+    """Whether every step repeats its operation and gets its value right, in order, and nothing else is written.
+
+    A right final number after a wrong step counts as wrong: with small numbers, luck would be a frequent teacher. The
+    EOS character may be missing, since decoding a row drops it.
+    """
+    return response.removesuffix(EOS) == gold_solution(prompt).removesuffix(EOS)
+
+
+def is_heldout(prompt: str, share: float) -> bool:
+    """Whether a chain belongs to the held-out side: decided by a hash of its text, whatever the seed."""
+    number = int.from_bytes(hashlib.blake2b(prompt.encode(), digest_size=8).digest(), "big")
+    return number < share * 2**64
+
+
+def generate_problems(settings: ArithmeticSettings, *, heldout: bool) -> list[Problem]:
+    """Distinct problems of one side, equally many of each length, in random order.
+
+    Keys are rows: training problems come first, held-out ones go on behind them.
+    Raises:
+      ValueError: there are not enough distinct chains on that side.
+    """
+    num = settings.num_heldout_problems if heldout else settings.num_train_problems
+    stream, first_key = (HELDOUT_STREAM, settings.num_train_problems) if heldout else (TRAIN_STREAM, 0)
+    rng = np.random.default_rng(np.random.SeedSequence((settings.seed, stream)))
+    prompts: list[tuple[str, int]] = []
+    num_lengths = len(settings.problem_lengths)
+    for index, length in enumerate(settings.problem_lengths):
+        wanted = num // num_lengths + (index < num % num_lengths)
+        prompts += [(p, length) for p in _distinct_prompts(rng, length, wanted, heldout, settings)]
+    problems = []
+    for row, position in enumerate(rng.permutation(num)):
+        prompt, length = prompts[position]
+        answer = gold_solution(prompt).removesuffix(EOS).rpartition("=")[2]
+        metadata = {"num_steps": length}
+        problems.append(Problem(first_key + row, prompt.removesuffix(":"), prompt, answer, "arithmetic", metadata))
+    return problems
+
+
+def _distinct_prompts(
+    rng: np.random.Generator, length: int, num: int, heldout: bool, settings: ArithmeticSettings
+) -> list[str]:
+    found: dict[str, None] = {}  # keeps the order in which prompts were found
+    num_idle = 0
+    while len(found) < num:
+        before = len(found)
+        for prompt in write_prompts(sample_chains(rng, np.full(256, length), settings)):
+            if len(found) < num and is_heldout(prompt, settings.heldout_share) == heldout:
+                found.setdefault(prompt)
+        num_idle = num_idle + 1 if len(found) == before else 0
+        if num_idle == 50:
+            raise ValueError(
+                f"only {len(found)} of {num} distinct {'held-out' if heldout else 'training'} chains of {length} steps "
+                "found; ask for fewer problems, longer chains or a wider range of values"
+            )
+    return list(found)
+
+
+class ArithmeticTask:
+    """Problems, tokenizer, prompt and scoring of the quick start task."""
+
+    def __init__(self, settings: ArithmeticSettings):
+        self.settings = settings
+        self.tokenizer = CharTokenizer(ALPHABET, eos=EOS)
+        self.prompt_settings = PromptSettings(
+            template="{question}", chat=False, max_prompt_length=max_prompt_length(settings.problem_lengths, settings)
+        )
+
+    @functools.cached_property
+    def train_problems(self) -> list[Problem]:
+        return generate_problems(self.settings, heldout=False)
+
+    @functools.cached_property
+    def heldout_problems(self) -> list[Problem]:
+        return generate_problems(self.settings, heldout=True)
+
+    @property
+    def max_response_length(self) -> int:
+        """Tokens of the longest right response, EOS included."""
+        return max_response_length(self.settings.problem_lengths, self.settings)
+
+    def render(self, problem: Problem) -> str:
+        return prompt_text(problem.question, self.prompt_settings)
+
+    def score(self, problem: Problem, response: str) -> float:
+        """1.0 if every step is right, else 0.0."""
+        return float(check_solution(problem.question, response))
+
+    def is_answered(self, problem: Problem, response: str) -> bool:
+        """Whether the response is a complete attempt, even if cut off: it has ended or written all its steps."""
+        num_steps = len(re.findall(r"[+-]", problem.question))
+        return response.endswith(EOS) or len(_WRITTEN_STEP.findall(response)) >= num_steps
+
+
+def max_prompt_length(lengths: Sequence[int], settings: ArithmeticSettings) -> int:
+    """Characters of the longest prompt with chains of these lengths."""
+    return len(str(settings.max_value)) + max(lengths) * (1 + len(str(settings.max_operand))) + 1
+
+
+def max_response_length(lengths: Sequence[int], settings: ArithmeticSettings) -> int:
+    """Characters of the longest right response to chains of these lengths, EOS included."""
+    return max(lengths) * (2 + len(str(settings.max_operand)) + len(str(settings.max_value))) + 1

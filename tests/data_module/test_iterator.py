@@ -1,0 +1,122 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from deepsearch_jax.data.iterator import ProblemIterator
+
+
+def flat(batches):
+    return [position for batch in batches for position in batch]
+
+
+def take(iterator, n):
+    return [next(iterator).tolist() for _ in range(n)]
+
+
+def test_an_epoch_visits_distinct_problems_and_epochs_differ():
+    iterator = ProblemIterator(np.arange(100, 112), batch_size=4, seed=0)
+    epochs = [flat(take(iterator, iterator.batches_per_epoch)) for _ in range(3)]
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(100, 112))
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_no_problem_twice_in_a_batch_and_none_left_out_for_good():
+    iterator = ProblemIterator(range(10), batch_size=4, seed=1)
+    batches = take(iterator, 40)
+    assert all(len(set(batch)) == 4 for batch in batches)
+    assert set(flat(batches)) == set(range(10))
+
+
+def test_a_batch_larger_than_the_set_repeats_it():
+    batches = take(ProblemIterator([5, 6, 7], batch_size=5, seed=0), 3)
+    assert [len(batch) for batch in batches] == [5, 5, 5]
+    counts = np.bincount(flat(batches), minlength=8)
+    assert counts[5:].tolist() == [5, 5, 5]
+
+
+def test_the_order_depends_on_seed_and_round_only():
+    def order(seed, round_index):
+        return take(ProblemIterator(range(50), batch_size=10, seed=seed, round_index=round_index), 5)
+
+    assert order(0, 0) == order(0, 0)
+    orders = [order(*pair) for pair in ((0, 0), (1, 0), (0, 1), (1, 1))]
+    assert all(a != b for i, a in enumerate(orders) for b in orders[:i])
+
+
+@pytest.mark.parametrize("position", [0, 1, 2, 3, 7])
+@pytest.mark.parametrize(("size", "batch_size"), [(10, 4), (3, 5)])
+def test_a_restored_iterator_goes_on_where_the_other_stood(position, size, batch_size):
+    def new():
+        return ProblemIterator(range(size), batch_size=batch_size, seed=9, round_index=2, fingerprint="f")
+
+    iterator = new()
+    take(iterator, position)
+    state = json.loads(json.dumps(iterator.get_state()))
+    expected = take(iterator, 6)
+    restored = new()
+    take(restored, 2)  # whatever it did before is forgotten
+    restored.set_state(state)
+    assert take(restored, 6) == expected
+    assert restored.get_state() == iterator.get_state()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"fingerprint": "other"}, r"changed: problem_set \(saved 'f', now 'other'\)\."),
+        ({"indices": [0, 1, 2, 4]}, r"changed: indices \(saved"),
+        ({"indices": range(5)}, r"num_indices \(saved 4, now 5\)"),
+        ({"batch_size": 3}, r"changed: batch_size \(saved 2, now 3\)\."),
+        ({"seed": 1}, r"changed: seed \(saved 0, now 1\)\."),
+        ({"round_index": 1}, r"changed: round_index \(saved 0, now 1\)\."),
+    ],
+)
+def test_a_state_of_another_setting_is_refused_and_says_which(change, message):
+    same = {"indices": range(4), "batch_size": 2, "seed": 0, "round_index": 0, "fingerprint": "f"}
+    state = ProblemIterator(**same).get_state()
+    other = ProblemIterator(**{**same, **change})
+    with pytest.raises(ValueError, match=message):
+        other.set_state(state)
+
+
+def test_a_damaged_state_is_refused():
+    iterator = ProblemIterator(range(4), batch_size=2, seed=0)
+    with pytest.raises(ValueError, match="damaged: None"):
+        iterator.set_state({**iterator.get_state(), "grain": None})
+    with pytest.raises(ValueError, match="changed: version"):
+        iterator.set_state({})
+
+
+def test_sizes_are_checked():
+    with pytest.raises(ValueError, match="no problems"):
+        ProblemIterator([], batch_size=1, seed=0)
+    with pytest.raises(ValueError, match="batch_size=0 must be at least 1"):
+        ProblemIterator([1], batch_size=0, seed=0)
+    with pytest.raises(ValueError, match="seed=-1 must be at least 0"):
+        ProblemIterator([1], batch_size=1, seed=-1)
+
+
+def test_it_works_under_absl_flags_without_threads_or_warnings():
+    """grain defines flags of its own; they must not disturb ours, even when imported after parsing."""
+    program = """
+import sys, threading
+from absl import app, flags
+flags.DEFINE_integer("n", 0, "batches")
+def main(argv):
+    assert argv[1:] == ["rest"], argv
+    from deepsearch_jax.data.iterator import ProblemIterator
+    iterator = ProblemIterator(range(8), batch_size=2, seed=0)
+    for _ in range(flags.FLAGS.n):
+        print(next(iterator).tolist())
+    assert threading.active_count() == 1, threading.enumerate()
+app.run(main)
+"""
+    command = [sys.executable, "-W", "error", "-c", program, "--n=3", "rest"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert len(done.stdout.splitlines()) == 3
