@@ -1,0 +1,71 @@
+"""Attention of siblings: one shared prefix and each sibling's own tokens, merged by log-sum-exp."""
+
+import jax
+import jax.numpy as jnp
+
+
+def tree_attention(
+    query: jax.Array,
+    prefix_keys: jax.Array,
+    prefix_values: jax.Array,
+    prefix_mask: jax.Array,
+    own_keys: jax.Array,
+    own_values: jax.Array,
+    own_mask: jax.Array,
+) -> jax.Array:
+    """softmax([q K_prefix | q K_own] / sqrt(Dh)) [V_prefix | V_own], without joining the two caches.
+
+    The K siblings' queries meet the prefix in one matrix product per key/value head (Hydragen, arXiv 2402.05099); the
+    two parts share one maximum and one denominator, which is their merge by log-sum-exp.
+    Args:
+      query: [B, K, Hq, Dh] one new token per sibling.
+      prefix_keys, prefix_values: [B, Hkv, Tp, Dh] shared by the K siblings.
+      prefix_mask: [B, Tp] bool, True at keys to attend to; may be all False.
+      own_keys, own_values: [B, K, Hkv, S, Dh] of each sibling, the new token's among them.
+      own_mask: [S] bool, True at the tokens written so far.
+    Returns: [B, K, Hq, Dh].
+    """
+    num_rows, siblings, heads, dim = query.shape
+    kv_heads = prefix_keys.shape[1]
+    wide = jnp.promote_types(query.dtype, jnp.float32)
+    query = (query * jnp.asarray(dim**-0.5, query.dtype)).reshape(num_rows, siblings, kv_heads, -1, dim)
+    grouped = query.transpose(0, 2, 1, 3, 4).reshape(num_rows, kv_heads, -1, dim)  # [B, Hkv, K * G, Dh]
+    over_prefix = jnp.einsum("bhqd,bhtd->bhqt", grouped, prefix_keys, preferred_element_type=wide)
+    over_prefix = jnp.where(prefix_mask[:, None, None], over_prefix, -jnp.inf)
+    over_prefix = over_prefix.reshape(num_rows, kv_heads, siblings, -1, prefix_mask.shape[1]).transpose(0, 2, 1, 3, 4)
+    over_own = jnp.einsum("bkhgd,bkhsd->bkhgs", query, own_keys, preferred_element_type=wide)
+    over_own = jnp.where(own_mask[None, None, None, None], over_own, -jnp.inf)
+    top = jnp.maximum(
+        over_prefix.max(axis=-1, keepdims=True, initial=-jnp.inf), over_own.max(axis=-1, keepdims=True)
+    )  # finite: the new token always attends to itself
+    weight_prefix, weight_own = jnp.exp(over_prefix - top), jnp.exp(over_own - top)
+    total = weight_prefix.sum(axis=-1, keepdims=True) + weight_own.sum(axis=-1, keepdims=True)
+    back = weight_prefix.transpose(0, 2, 1, 3, 4).reshape(num_rows, kv_heads, -1, prefix_mask.shape[1])
+    from_prefix = jnp.einsum(
+        "bhqt,bhtd->bhqd", back.astype(prefix_values.dtype), prefix_values, preferred_element_type=wide
+    )
+    from_prefix = from_prefix.reshape(num_rows, kv_heads, siblings, -1, dim).transpose(0, 2, 1, 3, 4)
+    from_own = jnp.einsum(
+        "bkhgs,bkhsd->bkhgd", weight_own.astype(own_values.dtype), own_values, preferred_element_type=wide
+    )
+    return ((from_prefix + from_own) / total).reshape(num_rows, siblings, heads, dim).astype(query.dtype)
+
+
+def chunk_attention(query: jax.Array, keys: jax.Array, values: jax.Array, positions: jax.Array) -> jax.Array:
+    """Causal attention of a chunk of prompt tokens over the prompt cache that already holds them.
+
+    Args:
+      query: [C, Hq, Dh].
+      keys, values: [Hkv, P, Dh]; slot i holds position i.
+      positions: [C] int32 of the queries.
+    Returns: [C, Hq, Dh].
+    """
+    length, heads, dim = query.shape
+    kv_heads, room, _ = keys.shape
+    wide = jnp.promote_types(query.dtype, jnp.float32)
+    grouped = (query * jnp.asarray(dim**-0.5, query.dtype)).reshape(length, kv_heads, -1, dim)
+    scores = jnp.einsum("chgd,htd->hgct", grouped, keys, preferred_element_type=wide)
+    scores = jnp.where(jnp.arange(room)[None, None, None] <= positions[None, None, :, None], scores, -jnp.inf)
+    weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
+    attended = jnp.einsum("hgct,htd->chgd", weights, values, preferred_element_type=wide)
+    return attended.reshape(length, heads, dim).astype(query.dtype)

@@ -1,0 +1,231 @@
+"""Tree decoding against one full forward pass, and what may and may not change its results."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from deepsearch_jax import policy
+from deepsearch_jax.decode import DecodeRequest, KVPages, decode_children, init_pages, prefill
+from tests.decode.trees import CONFIG, Trees, decode, random_params, random_prompts, settings
+
+
+@pytest.mark.parametrize("form", ["scanned", "unrolled in the call", "unstacked before"])
+@pytest.mark.parametrize("chunk_size", [4, 256])
+def test_log_probs_of_random_trees_equal_one_full_forward_pass(form, chunk_size):
+    params = random_params()
+    if form == "unstacked before":
+        params = policy.unstack_layers(CONFIG, params, copy_head=True)
+    rng = np.random.default_rng(7)
+    trees = Trees(settings(unroll_layers="call" in form), random_prompts(9, 1, 6), params=params, chunk_size=chunk_size)
+    trees_check = Trees.check
+    nodes = [[[]] for _ in range(3)]  # per slot: the paths that may be expanded
+    depths = set()
+    for _ in range(7):
+        picks = [rng.integers(len(paths)) for paths in nodes]
+        paths = [slot_nodes[pick] for slot_nodes, pick in zip(nodes, picks)]
+        depths.add(tuple(len(path) for path in paths))
+        segments, child_pages = trees.expand(paths, depth_bucket=3)
+        trees.params, stacked = random_params(), trees.params
+        trees_check(trees, segments, paths)
+        trees.params = stacked
+        for slot, path in enumerate(paths):
+            if len(path) < 3:
+                children = zip(child_pages[slot], segments.tokens[slot])
+                nodes[slot] += [[*path, (page, tokens)] for page, tokens in children if page >= 0]
+    assert any(len(set(mixed)) > 1 for mixed in depths)  # slots of one call were at different depths
+    assert {0, 1, 2} <= {depth for mixed in depths for depth in mixed}
+
+
+def test_pages_can_be_used_again_for_another_prompt():
+    trees = Trees(settings(), random_prompts(5, 6), pages_per_slot=3)
+    segments, pages = trees.expand([[], []], depth_bucket=1)
+    before = trees.prefix(0, [])
+    trees.prompts[1] = random_prompts(8, seed=3)[0]
+    tokens = np.zeros((2, 9), np.int32)
+    tokens[1, :8] = trees.prompts[1]
+    trees.pages = prefill(
+        CONFIG, trees.params, trees.pages, jnp.array(tokens), jnp.array([5, 8]), jnp.array([False, True])
+    )
+    trees.free[1] = list(pages[1])  # the finished tree gives its pages back
+    paths = [[(pages[0, 2], segments.tokens[0, 2])], []]
+    segments, pages = trees.expand(paths, depth_bucket=1)
+    trees.check(segments, paths)
+    paths = [paths[0], [(pages[1, 1], segments.tokens[1, 1])]]
+    segments, _ = trees.expand(paths, depth_bucket=1)
+    trees.check(segments, paths)
+    np.testing.assert_array_equal(before, trees.prompts[0])
+
+
+def test_direct_rollouts_need_no_pages():
+    trees = Trees(settings(segment_length=12, num_samples=4), random_prompts(3, 9), pages_per_slot=0)
+    segments, _ = trees.expand([[], []], depth_bucket=0)
+    assert segments.tokens.shape == (2, 4, 12)
+    trees.check(segments, [[], []])
+
+
+def test_results_depend_on_neither_slot_nor_batch_nor_bucket():
+    prompts, keys = random_prompts(4, 7, 2), jax.random.split(jax.random.key(5), (3, 3))
+
+    def two_levels(order, depth_bucket):
+        trees = Trees(settings(), [prompts[i] for i in order])
+        first, pages = trees.expand([[]] * len(order), depth_bucket=depth_bucket, row_keys=keys[jnp.array(order)])
+        paths = [[(pages[slot, 1], first.tokens[slot, 1])] for slot in range(len(order))]
+        again = jax.vmap(jax.vmap(lambda key: jax.random.fold_in(key, 99)))(keys)
+        second, _ = trees.expand(paths, depth_bucket=depth_bucket, row_keys=again[jnp.array(order)])
+        return {i: jax.tree.map(lambda x, s=slot: x[s], (first, second)) for slot, i in enumerate(order)}
+
+    want = two_levels([0, 1, 2], 1)
+    for order, bucket in (([2, 0, 1], 1), ([1], 1), ([0, 2], 3)):
+        for index, got in two_levels(order, bucket).items():
+            for segments, expected in zip(got, want[index]):
+                np.testing.assert_array_equal(segments.tokens, expected.tokens)
+                np.testing.assert_allclose(segments.log_probs, expected.log_probs, atol=1e-5)
+
+
+def eos_params(eos_id, logit):
+    """Weights under which `eos_id` has almost all (or almost none) of the mass everywhere."""
+    config = policy.ModelConfig.tiny(29, hidden_size=24, num_layers=2, num_heads=4, tie_word_embeddings=False)
+    params = jax.tree.map(lambda x: x, random_params(config))
+    # With the final norm's scale 0 but for a constant direction the hidden state would vanish; the layers' output is
+    # left as it is and the head answers to the embedding's constant first coordinate instead.
+    params["embed"]["embedding"] = params["embed"]["embedding"].at[:, 0].set(50.0)
+    params["head"]["kernel"] = params["head"]["kernel"].at[0, eos_id].set(logit)
+    return config, params
+
+
+def test_every_eos_id_ends_a_segment_and_the_loop_stops_early():
+    config, params = eos_params(11, 10.0)
+    trees = Trees(settings(eos_ids=(3, 11)), random_prompts(4, 5), config=config, params=params)
+    segments, _ = trees.expand([[], []], depth_bucket=1)
+    np.testing.assert_array_equal(segments.lengths, 1)
+    np.testing.assert_array_equal(segments.tokens[..., 0], 11)
+    np.testing.assert_array_equal(segments.tokens[..., 1:], 0)
+    assert segments.is_eos.all()
+    trees.check(segments, [[], []])
+
+
+def test_the_loop_runs_no_longer_than_its_longest_row():
+    """An early exit is visible in the pages: tokens that were never fed leave zeros."""
+    config, params = eos_params(11, 10.0)
+    trees = Trees(settings(eos_ids=(11,)), random_prompts(4, 5), config=config, params=params)
+    _, pages = trees.expand([[], []], depth_bucket=1)
+    assert not np.asarray(trees.pages.keys)[:, pages.ravel()].any()  # one sampled token, none fed
+    never = Trees(settings(eos_ids=()), random_prompts(4, 5), config=config, params=params)
+    _, pages = never.expand([[], []], depth_bucket=1)
+    written = np.abs(np.asarray(never.pages.keys)[:, pages.ravel()]).sum(axis=(0, 2, 4))  # [pages, S]
+    assert (written[:, :3] > 0).all()
+    assert not written[:, 3].any()  # the last sampled token is fed by its node's own expansion
+
+
+def test_eos_in_the_last_slot_counts():
+    trees = Trees(settings(num_samples=8, eos_ids=()), random_prompts(6))
+    free, _ = trees.expand([[]], depth_bucket=0)
+    last = int(free.tokens[0, 0, -1])
+    rows = [k for k in range(8) if last not in free.tokens[0, k, :-1]]
+    again = Trees(settings(num_samples=8, eos_ids=(last,)), random_prompts(6))
+    segments, _ = again.expand([[]], depth_bucket=0)  # the same keys: seeds are equal
+    np.testing.assert_array_equal(segments.tokens[0, rows], free.tokens[0, rows])
+    np.testing.assert_array_equal(segments.lengths[0, rows], 4)
+    np.testing.assert_array_equal(segments.is_eos[0, rows], free.tokens[0, rows, -1] == last)
+    assert not free.is_eos.any()
+    assert segments.is_eos[0].any()
+
+
+def test_inactive_slots_write_nothing():
+    trees = Trees(settings(), random_prompts(4, 5))
+    segments, pages = trees.expand([[], []], depth_bucket=1)
+    before = jax.tree.map(np.asarray, trees.pages)
+    paths = [[(pages[slot, 0], segments.tokens[slot, 0])] for slot in range(2)]
+    segments, _ = trees.expand(paths, depth_bucket=1, active=[True, False])
+    np.testing.assert_array_equal(segments.lengths[1], 0)
+    assert not segments.tokens[1].any()
+    assert not segments.is_eos[1].any()
+    trees.check(segments, paths, slots=[0])
+    for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(trees.pages)):
+        start = old.shape[1] // 2  # the second slot's half of the pool and of the prompts
+        np.testing.assert_array_equal(old[:, start:], new[:, start:])
+
+
+def test_greedy_takes_the_most_likely_token():
+    trees = Trees(settings(temperature=0.0, num_samples=2), random_prompts(5))
+    segments, _ = trees.expand([[]], depth_bucket=0)
+    np.testing.assert_array_equal(segments.tokens[0, 0], segments.tokens[0, 1])
+    tokens = trees.prompts[0]
+    for t in range(4):
+        row = jnp.array(tokens)[None]
+        hidden = policy.hidden_states(CONFIG, trees.params, row, jnp.ones_like(row))[0, -1]
+        assert int(jnp.argmax(policy.logits(trees.params, hidden))) == segments.tokens[0, 0, t]
+        tokens = np.append(tokens, segments.tokens[0, 0, t])
+    trees.check(segments, [[]])
+    assert not segments.sampling_log_probs.any()
+
+
+def test_one_compilation_serves_all_steps():
+    chex.clear_trace_counter()
+    traced = jax.jit(chex.assert_max_traces(decode_children, n=1), static_argnums=(0, 4))
+    trees = Trees(settings(), random_prompts(4, 5))
+    for depth in (0, 1):
+        request = DecodeRequest(
+            jnp.array([4, 5]), jnp.full((2, 1), depth - 1), jnp.array([depth, 0]), jnp.array([1, 2]),
+            jnp.full((2, 3), -1), jax.random.split(jax.random.key(depth), (2, 3)), jnp.array([True, depth == 0]),
+        )  # fmt: skip
+        traced(CONFIG, trees.params, trees.pages, request, settings())
+
+
+def test_a_sharded_batch_gives_what_one_device_gives():
+    """Each of 4 devices holds 2 slots and its own pool; page ids are local to the shard."""
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:4])
+    slots, params, how = 8, random_params(), settings()
+    prompts = random_prompts(*range(1, 9))
+    tokens = jnp.array(np.stack([np.pad(p, (0, 9 - len(p))) for p in prompts]), jnp.int32)
+    lengths = jnp.arange(1, 9)
+
+    def request(depth, last, offset):
+        pages = jnp.arange(6).reshape(2, 3) + offset  # of one shard
+        return DecodeRequest(
+            lengths, jnp.tile(pages[:, :1], (4, 1)), jnp.full(slots, depth), last, jnp.tile(pages, (4, 1)),
+            jax.random.split(jax.random.key(offset), (slots, 3)), jnp.ones(slots, bool),
+        )  # fmt: skip
+
+    def run(params, pages, tokens, first, last_of):
+        pages = prefill(CONFIG, params, pages, tokens, first.prompt_lengths, first.active)
+        pages, one = decode_children(CONFIG, params, pages, first, how)
+        second = last_of.replace(last_token=one.tokens[:, 0, -1])
+        return one, decode_children(CONFIG, params, pages, second, how)[1]
+
+    pages = init_pages(CONFIG, slots, 3, how.segment_length, how.max_prompt_length)
+    requests = (request(0, tokens[jnp.arange(slots), lengths - 1], 0), request(1, lengths, 0))
+    over, first_axis = PartitionSpec(None, "data"), PartitionSpec("data")
+    sharded = jax.jit(
+        jax.shard_map(
+            run,
+            mesh=mesh,
+            in_specs=(PartitionSpec(), KVPages(over, over, over, over), first_axis, first_axis, first_axis),
+            out_specs=first_axis,
+        )
+    )
+    got = sharded(params, pages, tokens, *requests)
+    for index in range(4):
+        part = slice(2 * index, 2 * index + 2)
+        mine = jax.tree.map(lambda x, p=part: x[p], (tokens, *requests))
+        small = init_pages(CONFIG, 2, 3, how.segment_length, how.max_prompt_length)
+        want = jax.jit(run)(params, small, *mine)
+        for a, b in zip(got, want):
+            np.testing.assert_array_equal(a.tokens[part], b.tokens)
+            np.testing.assert_allclose(a.log_probs[part], b.log_probs, atol=1e-5)
+
+
+def test_shapes_that_do_not_fit_are_refused():
+    trees = Trees(settings(), random_prompts(4))
+    with pytest.raises(AssertionError):
+        decode(CONFIG, trees.params, trees.pages, some_request(), settings(segment_length=5))
+
+
+def some_request():
+    return DecodeRequest(
+        jnp.array([4]), jnp.full((1, 1), -1), jnp.array([0]), jnp.array([1]), jnp.full((1, 3), -1),
+        jax.random.split(jax.random.key(0), (1, 3)), jnp.array([True]),
+    )  # fmt: skip
