@@ -1,0 +1,27 @@
+"""The train state and the jitted steps that change it."""
+
+from deepsearch_jax.training.optimizer import UpdateSettings, learning_rate, make_optimizer
+from deepsearch_jax.training.rows import check_rows, num_rows_that_fit, pad_rows
+from deepsearch_jax.training.update import (
+    LogProbFn,
+    TrainState,
+    compute_log_probs,
+    init_train_state,
+    supervised_update,
+    update,
+)
+
+__all__ = [
+    "LogProbFn",
+    "TrainState",
+    "UpdateSettings",
+    "check_rows",
+    "compute_log_probs",
+    "init_train_state",
+    "learning_rate",
+    "make_optimizer",
+    "num_rows_that_fit",
+    "pad_rows",
+    "supervised_update",
+    "update",
+]

@@ -1,0 +1,294 @@
+"""One optimizer update: micro-batches, devices, the loss of the whole batch, and a guard against non-finite numbers."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from deepsearch_jax.objective import (
+    LossSettings,
+    LossTerms,
+    add_terms,
+    divisor,
+    reduce_loss,
+    sum_over_axis,
+    supervised_loss,
+    tree_grpo_loss,
+)
+from deepsearch_jax.training.optimizer import UpdateSettings, learning_rate, make_optimizer
+from deepsearch_jax.training.rows import check_rows
+from deepsearch_jax.types import TokenBatch
+
+DATA_AXIS = "data"
+
+Params = Any
+# (params, tokens [R, T], segment_ids [R, T]) -> log_probs [R, T], entropy [R, T]. It is a static argument: make it once
+# (say by functools.partial) and pass the same object every time, or every call compiles anew.
+LogProbFn = Callable[[Params, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+LossFn = Callable[[jax.Array, jax.Array, TokenBatch], LossTerms]
+Metrics = dict[str, jax.Array]
+Tree = TypeVar("Tree")
+
+
+@struct.dataclass
+class TrainState:
+    """What an update changes.
+
+    Attributes:
+      params: pytree of the policy's parameters.
+      opt_state: state of the optimizer of `make_optimizer`.
+      step: [] int32 updates applied.
+      num_skipped: [] int32 updates skipped so far because loss or gradient was not finite.
+      num_skipped_in_a_row: [] int32 the same since the last applied update.
+    """
+
+    params: Params
+    opt_state: optax.OptState
+    step: jax.Array
+    num_skipped: jax.Array
+    num_skipped_in_a_row: jax.Array
+
+
+def init_train_state(params: Params, settings: UpdateSettings, mesh: Mesh | None = None) -> TrainState:
+    """A state that has done nothing yet. It takes `params` over: the first update frees them.
+
+    Args:
+      mesh: if given, parameters that are not on it yet are copied to all of its devices; the optimizer state follows
+        the sharding of the parameters.
+    """
+
+    def on_mesh(tree: Tree) -> Tree:
+        if mesh is None:
+            return tree
+        devices, everywhere = set(mesh.devices.flat), NamedSharding(mesh, PartitionSpec())
+
+        def place(leaf: Any) -> jax.Array:
+            is_there = isinstance(leaf, jax.Array) and leaf.sharding.device_set == devices
+            return leaf if is_there else jax.device_put(leaf, everywhere)
+
+        return jax.tree.map(place, tree)
+
+    params = on_mesh(params)
+    opt_state = make_optimizer(settings).init(params)  # moments are placed like their parameters, its counter is not
+    return TrainState(params, on_mesh(opt_state), *(on_mesh(jnp.zeros((), jnp.int32)) for _ in range(3)))
+
+
+def num_data_shards(mesh: Mesh | None) -> int:
+    """Devices along the mesh axis "data"; 1 without a mesh.
+
+    Raises:
+      ValueError: the mesh has no such axis.
+    """
+    if mesh is None:
+        return 1
+    if DATA_AXIS not in mesh.shape:
+        raise ValueError(f"the mesh has axes {tuple(mesh.shape)}; rows are shared along an axis named {DATA_AXIS!r}")
+    return mesh.shape[DATA_AXIS]
+
+
+def _over_shards(function: Callable, mesh: Mesh | None, in_specs: Any, out_specs: Any) -> Callable:
+    """`function` of one shard's rows, mapped over the mesh axis "data"; other mesh axes stay with the compiler."""
+    if num_data_shards(mesh) == 1:
+        return function
+    # Varying-manual-axes checks are off: the policy comes in as a function and need not know that it is mapped.
+    return jax.shard_map(
+        function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, axis_names={DATA_AXIS}, check_vma=False
+    )
+
+
+def _micro_batches(batch: Tree, micro_batch_rows: int) -> Tree:
+    """[R, ...] leaves to [R / rows, rows, ...]."""
+    return jax.tree.map(lambda x: x.reshape(-1, micro_batch_rows or x.shape[0], *x.shape[1:]), batch)
+
+
+def _sum_of_gradients(
+    params: Params, batch: TokenBatch, log_prob_fn: LogProbFn, loss_fn: LossFn, settings: UpdateSettings
+) -> tuple[Params, LossTerms]:
+    """Gradient of the weighted sum over one shard's rows, float32 and not divided yet, and the terms of the loss."""
+
+    def weighted_sum(params: Params, micro_batch: TokenBatch) -> tuple[jax.Array, LossTerms]:
+        log_probs, entropy = log_prob_fn(params, micro_batch.tokens, micro_batch.segment_ids)
+        terms = loss_fn(log_probs, entropy, micro_batch)
+        return terms.weighted_sum, terms
+
+    def gradient(micro_batch: TokenBatch) -> tuple[Params, LossTerms]:
+        gradients, terms = jax.grad(weighted_sum, has_aux=True)(params, micro_batch)
+        return jax.tree.map(lambda g: g.astype(jnp.float32), gradients), terms
+
+    def step(carry: tuple[Params, LossTerms], micro_batch: TokenBatch) -> tuple[tuple[Params, LossTerms], None]:
+        gradients, terms = gradient(micro_batch)
+        return (jax.tree.map(jnp.add, carry[0], gradients), add_terms(carry[1], terms)), None
+
+    micro_batches = _micro_batches(batch, settings.micro_batch_rows)
+    first = jax.tree.map(lambda x: x[0], micro_batches)
+    if micro_batches.tokens.shape[0] == 1:
+        return gradient(first)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(gradient, first))
+    return jax.lax.scan(step, zeros, micro_batches)[0]
+
+
+def _gradient_step(
+    state: TrainState,
+    batch: TokenBatch,
+    log_prob_fn: LogProbFn,
+    loss_fn: LossFn,
+    settings: UpdateSettings,
+    mesh: Mesh | None,
+) -> tuple[TrainState, Metrics]:
+    """The update of all devices; see `update`."""
+    axis = DATA_AXIS if num_data_shards(mesh) > 1 else None
+
+    def shard(params: Params, batch: TokenBatch) -> tuple[Params, LossTerms]:
+        gradients, terms = _sum_of_gradients(params, batch, log_prob_fn, loss_fn, settings)
+        if axis is not None:
+            gradients = jax.lax.psum(gradients, axis)
+        return gradients, sum_over_axis(terms, axis)
+
+    everywhere, rows = PartitionSpec(), PartitionSpec(DATA_AXIS)
+    gradients, terms = _over_shards(shard, mesh, (everywhere, rows), (everywhere, everywhere))(state.params, batch)
+    gradients = jax.tree.map(lambda g: g / divisor(terms.weight), gradients)
+    loss, metrics = reduce_loss(terms)
+    del metrics["pg_loss"]
+    grad_norm = optax.tree.norm(gradients)
+
+    is_finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & jnp.isfinite(terms.max_abs_log_ratio)
+    is_applied = is_finite & (terms.num_tokens > 0)  # no tokens: momentum and weight decay alone are no update
+    updates, opt_state = make_optimizer(settings).update(gradients, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    params, opt_state = jax.tree.map(
+        lambda new, old: jnp.where(is_applied, new, old), (params, opt_state), (state.params, state.opt_state)
+    )
+    new_state = TrainState(
+        params=params,
+        opt_state=opt_state,
+        step=state.step + is_applied,
+        num_skipped=state.num_skipped + ~is_finite,
+        num_skipped_in_a_row=jnp.where(is_applied, 0, state.num_skipped_in_a_row + ~is_finite),
+    )
+    metrics |= {
+        "loss": loss,
+        "grad_norm": grad_norm,
+        "learning_rate": jnp.asarray(learning_rate(settings)(state.step), jnp.float32),
+        "is_applied": is_applied,
+    }
+    return new_state, metrics
+
+
+@functools.partial(
+    jax.jit, static_argnames=("log_prob_fn", "loss_settings", "settings", "mesh"), donate_argnames="state"
+)
+def _update(
+    state: TrainState,
+    batch: TokenBatch,
+    *,
+    log_prob_fn: LogProbFn,
+    loss_settings: LossSettings,
+    settings: UpdateSettings,
+    mesh: Mesh | None,
+) -> tuple[TrainState, Metrics]:
+    def loss_fn(log_probs: jax.Array, entropy: jax.Array, rows: TokenBatch) -> LossTerms:
+        old_log_probs = jax.lax.stop_gradient(log_probs) if settings.on_policy else rows.old_log_probs
+        is_row = jnp.any(rows.segment_ids != 0, axis=1)
+        return tree_grpo_loss(log_probs, old_log_probs, rows.advantages, rows.loss_mask, entropy, loss_settings, is_row)
+
+    return _gradient_step(state, batch, log_prob_fn, loss_fn, settings, mesh)
+
+
+@functools.partial(jax.jit, static_argnames=("log_prob_fn", "settings", "mesh"), donate_argnames="state")
+def _supervised_update(
+    state: TrainState, batch: TokenBatch, *, log_prob_fn: LogProbFn, settings: UpdateSettings, mesh: Mesh | None
+) -> tuple[TrainState, Metrics]:
+    def loss_fn(log_probs: jax.Array, entropy: jax.Array, rows: TokenBatch) -> LossTerms:
+        return supervised_loss(log_probs, rows.loss_mask, entropy)
+
+    return _gradient_step(state, batch, log_prob_fn, loss_fn, settings, mesh)
+
+
+@functools.partial(jax.jit, static_argnames=("log_prob_fn", "settings", "mesh"))
+def _compute_log_probs(
+    params: Params,
+    rows: tuple[jax.Array, jax.Array],
+    *,
+    log_prob_fn: LogProbFn,
+    settings: UpdateSettings,
+    mesh: Mesh | None,
+) -> jax.Array:
+    def shard(params: Params, rows: tuple[jax.Array, jax.Array]) -> jax.Array:
+        micro_batches = _micro_batches(rows, settings.micro_batch_rows)
+        log_probs = jax.lax.map(lambda micro_batch: log_prob_fn(params, *micro_batch)[0], micro_batches)
+        return log_probs.reshape(rows[0].shape)
+
+    by_row = PartitionSpec(DATA_AXIS)
+    return _over_shards(shard, mesh, (PartitionSpec(), by_row), by_row)(params, rows)
+
+
+def _place_rows(batch: Tree, num_rows: int, settings: UpdateSettings, mesh: Mesh | None) -> Tree:
+    """Checks that the rows divide and spreads them over the mesh axis "data"."""
+    check_rows(num_rows, num_data_shards(mesh), settings.micro_batch_rows)
+    return batch if mesh is None else jax.device_put(batch, NamedSharding(mesh, PartitionSpec(DATA_AXIS)))
+
+
+def update(
+    state: TrainState,
+    batch: TokenBatch,
+    log_prob_fn: LogProbFn,
+    loss_settings: LossSettings,
+    settings: UpdateSettings,
+    mesh: Mesh | None = None,
+) -> tuple[TrainState, Metrics]:
+    """One update on the Tree-GRPO loss of the whole batch, whatever the micro-batches and devices.
+
+    A loss or gradient that is not finite leaves parameters and optimizer as they were and is counted; a batch without
+    any token to train on leaves them too. `state` is donated: use the one returned.
+
+    Args:
+      batch: rows that divide among the devices and their micro-batches; rows without any token are only filling.
+      log_prob_fn: see `LogProbFn`.
+      mesh: rows are shared along its axis "data"; None = one device.
+    Returns: the new state, and a dict of [] float32: loss, grad_norm (before clipping), learning_rate, is_applied
+      (bool), and those of `reduce_loss`: entropy, pg_clipfrac, pg_clipfrac_lower, ppo_kl, mean_ratio,
+      max_abs_log_ratio, advantage_mean, num_tokens.
+    Raises:
+      ValueError: the rows do not divide.
+    """
+    batch = _place_rows(batch, batch.tokens.shape[0], settings, mesh)
+    return _update(state, batch, log_prob_fn=log_prob_fn, loss_settings=loss_settings, settings=settings, mesh=mesh)
+
+
+def supervised_update(
+    state: TrainState,
+    batch: TokenBatch,
+    log_prob_fn: LogProbFn,
+    settings: UpdateSettings,
+    mesh: Mesh | None = None,
+) -> tuple[TrainState, Metrics]:
+    """One update on the cross-entropy of the tokens under the loss mask; otherwise as `update`.
+
+    Advantages and old log-probs of the batch are not read.
+    """
+    batch = _place_rows(batch, batch.tokens.shape[0], settings, mesh)
+    return _supervised_update(state, batch, log_prob_fn=log_prob_fn, settings=settings, mesh=mesh)
+
+
+def compute_log_probs(
+    params: Params,
+    tokens: jax.Array,
+    segment_ids: jax.Array,
+    log_prob_fn: LogProbFn,
+    settings: UpdateSettings,
+    mesh: Mesh | None = None,
+) -> jax.Array:
+    """Old log-probs [R, T] float32 of a batch by the forward pass of the update, in the same micro-batches.
+
+    Args:
+      tokens, segment_ids: [R, T] int32.
+    Raises:
+      ValueError: the rows do not divide.
+    """
+    rows = _place_rows((tokens, segment_ids), tokens.shape[0], settings, mesh)
+    return _compute_log_probs(params, rows, log_prob_fn=log_prob_fn, settings=settings, mesh=mesh)
