@@ -1,0 +1,18 @@
+"""Answer extraction, equivalence of answers, and the worker pool that bounds what a check may cost. No jax."""
+
+from deepsearch_jax.verify.boxed import BoxedScore, score_boxed
+from deepsearch_jax.verify.pool import Scorer, VerifierPool, make_scorer, score_math
+from deepsearch_jax.verify.verdict import ScorerStats, Status, Verdict, VerifySettings
+
+__all__ = [
+    "BoxedScore",
+    "Scorer",
+    "ScorerStats",
+    "Status",
+    "Verdict",
+    "VerifierPool",
+    "VerifySettings",
+    "make_scorer",
+    "score_boxed",
+    "score_math",
+]

@@ -1,0 +1,104 @@
+"""A worker process: reads questions as JSON lines, answers them with sympy, and can do nothing else.
+
+Run as `python -m deepsearch_jax.verify.worker`; the pool is its only user. The process starts from nothing (no copy of
+the caller's memory or __main__), limits its own memory, processor time and file sizes, refuses files, sockets,
+processes and evaluated text from inside (an audit hook), and dies with its parent.
+"""
+
+import ctypes
+import json
+import os
+import resource
+import signal
+import sys
+from typing import Any
+
+_PR_SET_PDEATHSIG = 1
+_FORBIDDEN_EVENTS = (
+    "socket.", "subprocess.", "os.system", "os.exec", "os.fork", "os.posix_spawn", "os.spawn", "os.remove", "os.rename",
+    "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.chmod", "os.chown", "os.truncate", "os.listdir", "os.scandir",
+    "os.putenv", "shutil.", "tempfile.", "glob.", "pty.", "ctypes.", "urllib.", "ftplib.", "smtplib.", "mmap.",
+)  # fmt: skip
+_CODE_SUFFIXES = (".py", ".pyc", ".so")
+
+
+def _refuse_side_effects(event: str, args: tuple[Any, ...]) -> None:
+    """Audit hook: modules may still be imported from files, everything else that touches the world is refused."""
+    if event == "open":
+        path, mode = args[0], args[1] or "r"
+        if not (isinstance(path, str) and path.endswith(_CODE_SUFFIXES) and mode in ("r", "rb")):
+            raise PermissionError("a verifier worker opens no files")
+    elif event == "compile":
+        # Importing compiles whole files; text that is evaluated has no file.
+        if args[0] is not None and str(args[1]).startswith("<"):
+            raise PermissionError("a verifier worker evaluates no text")
+    elif event.startswith(_FORBIDDEN_EVENTS):
+        raise PermissionError(f"a verifier worker may not use {event}")
+
+
+def _die_with_parent(parent: int) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before we could ask
+        os._exit(1)
+
+
+def _limit(memory_mb: int) -> None:
+    bytes_ = memory_mb * 2**20
+    resource.setrlimit(resource.RLIMIT_AS, (bytes_, bytes_))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+
+
+def _limit_processor_time(seconds: float) -> None:
+    """The kernel ends a question that overran even if the pool is gone and the interpreter cannot react."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    soft = int(usage.ru_utime + usage.ru_stime + seconds) + 2
+    resource.setrlimit(resource.RLIMIT_CPU, (soft, resource.RLIM_INFINITY))
+
+
+def _warm_up() -> Any:
+    """Imports sympy and uses every path once, so that neither imports nor tables count against the first answer."""
+    from deepsearch_jax.verify.judge import judge
+    from deepsearch_jax.verify.symbolic import set_equal
+
+    for pred, gold in (
+        (r"(0,2)\cup(1,3)", "(0,3)"),
+        ("x^2<4", "(-2,2)"),
+        (r"\sqrt8", r"2\sqrt2"),
+        (r"\sum_{k=1}^{n} k", r"\frac{n(n+1)}{2}"),
+        (r"\int_0^1 x dx", r"\frac12"),
+        (r"\lim_{x\to 0}\frac{\sin x}{x}", "1"),
+    ):
+        judge(pred, gold, set_equal)
+    return lambda pred, gold: judge(pred, gold, set_equal)
+
+
+def main() -> None:
+    memory_mb, parent = int(sys.argv[1]), int(sys.argv[2])
+    questions, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1, 2):  # whatever a library prints must not reach the caller's terminal or the protocol
+        os.dup2(nowhere, fd)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _die_with_parent(parent)
+    _limit(memory_mb)
+    judge = _warm_up()
+    sys.addaudithook(_refuse_side_effects)
+    replies.write(b'{"ready": true}\n')
+    replies.flush()
+    for line in questions:  # ends with the pool's end of the pipe
+        pred, gold, seconds = json.loads(line)
+        _limit_processor_time(seconds)
+        try:
+            reply: dict[str, Any] = {"equal": bool(judge(pred, gold))}
+        except Exception as error:  # the worker border: any failure of a library is a result, not a crash
+            reply = {"error": type(error).__name__}
+        reply["memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+        replies.write(json.dumps(reply).encode() + b"\n")
+        replies.flush()
+
+
+if __name__ == "__main__":
+    main()
