@@ -1,0 +1,159 @@
+"""Expansion: how many children a node gets, and their entry into the tree."""
+
+import dataclasses
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from deepsearch_jax.tree.settings import SearchSettings
+from deepsearch_jax.tree.state import ROOT, Tree
+from deepsearch_jax.types import Outcome, Segments
+
+
+def width_at_depth(depth: jax.Array, settings: SearchSettings) -> jax.Array:
+    """Children a node at this depth is to have; same shape as `depth`, int32.
+
+    expansion_width; with dynamic width max(min_width, expansion_width - width_decay * (depth div band)) with
+    band = max_depth div expansion_width, at least 1 (the authors' code divides by zero where max_depth is smaller).
+    """
+    if not settings.min_width:
+        return jnp.full_like(depth, settings.expansion_width)
+    band = max(settings.max_depth // settings.expansion_width, 1)
+    return jnp.maximum(settings.expansion_width - settings.width_decay * (depth // band), settings.min_width)
+
+
+def num_children_wanted(tree: Tree, settings: SearchSettings) -> jax.Array:
+    """Returns [] int32: children still to be made at `tree.current`; 0 once the search has ended."""
+    node = jnp.maximum(tree.current, ROOT)
+    missing = width_at_depth(tree.depth[node], settings) - tree.num_children[node]
+    return jnp.where(tree.is_running, jnp.maximum(missing, 0), 0)
+
+
+def child_is_terminal(tree: Tree, segments: Segments, settings: SearchSettings) -> jax.Array:
+    """Returns [K] bool: which of the segments sampled at `tree.current` end a trajectory, and so are to be verified.
+
+    A segment ends its trajectory with an end-of-sequence token, by being shorter than a full segment, or at max_depth.
+    Rows past `num_children_wanted` are never terminal.
+    """
+    chex.assert_rank([segments.lengths, segments.is_eos], 1)
+    ended = segments.lengths < settings.segment_length
+    if not settings.reference_quirks:  # there a full segment goes on, whatever its last token is
+        ended |= segments.is_eos
+    at_limit = tree.depth[jnp.maximum(tree.current, ROOT)] + 1 >= settings.max_depth
+    return (ended | at_limit) & (child_ranks(settings) < num_children_wanted(tree, settings))
+
+
+def child_ranks(settings: SearchSettings) -> jax.Array:
+    """Returns [K] int32 0, 1, ..., K - 1."""
+    return jnp.arange(settings.expansion_width, dtype=jnp.int32)
+
+
+class _Entropies(NamedTuple):
+    """What a child's log-probs sum up to, each [K]; meanings as in Tree."""
+
+    mean_nll: jax.Array
+    path_length: jax.Array
+    path_log_prob: jax.Array
+    path_entropy: jax.Array
+
+
+def _entropies(
+    tree: Tree, node: jax.Array, segments: Segments, is_terminal: jax.Array, settings: SearchSettings
+) -> _Entropies:
+    """Mean negative log-prob of each segment and of each whole trajectory; 0, never NaN, where there is no token."""
+    in_segment = jnp.arange(settings.segment_length, dtype=jnp.int32)[None, :] < segments.lengths[:, None]
+    log_probs = jnp.where(in_segment, segments.log_probs, 0.0)
+    # Float32 on purpose: the recorded searches hold the float32 mean even where values are float64.
+    lengths = jnp.maximum(segments.lengths, 1).astype(jnp.float32)
+    mean_nll = -log_probs.sum(axis=1) / lengths
+    path_length = tree.path_length[node] + segments.lengths
+    path_log_prob = tree.path_log_prob[node] + log_probs.sum(axis=1, dtype=settings.value_dtype)
+    counted, counted_sum = path_length, path_log_prob
+    if settings.reference_eos_is_pad:
+        last = jnp.maximum(segments.lengths - 1, 0)
+        last_log_prob = jnp.take_along_axis(log_probs, last[:, None], axis=1)[:, 0].astype(settings.value_dtype)
+        drop = is_terminal & segments.is_eos
+        counted = counted - drop
+        counted_sum = counted_sum - jnp.where(drop, last_log_prob, 0.0)
+    mean = -counted_sum / jnp.maximum(counted, 1).astype(settings.value_dtype)
+    return _Entropies(mean_nll, path_length, path_log_prob, jnp.where(counted > 0, mean, 0.0))
+
+
+def _insert_in_preorder(
+    tree: Tree, node: jax.Array, start: jax.Array, width: jax.Array, settings: SearchSettings
+) -> jax.Array:
+    """Returns preorder [N] with room made for `width` new children of `node` at slots start, start + 1, ...
+
+    They follow everything that is already below `node`: the next rank whose depth is not below `node` moves back.
+    """
+    slots = jnp.arange(settings.capacity, dtype=jnp.int32)
+    follows = (slots < tree.num_nodes) & (tree.preorder > tree.preorder[node]) & (tree.depth <= tree.depth[node])
+    first = jnp.min(jnp.where(follows, tree.preorder, tree.num_nodes))
+    shifted = tree.preorder + jnp.where((slots < tree.num_nodes) & (tree.preorder >= first), width, 0)
+    is_new = (slots >= start) & (slots < start + width)
+    return jnp.where(is_new, first + slots - start, shifted)
+
+
+def add_children(tree: Tree, segments: Segments, outcomes: jax.Array, settings: SearchSettings) -> Tree:
+    """Adds the children of `tree.current` (the missing ones, all at once). A tree that has ended is left as it is.
+
+    Args:
+      segments: [K, ...] sampled at `tree.current`; rows past `num_children_wanted` are ignored.
+      outcomes: [K] int32 Outcome of the rows that are terminal, others are ignored. A terminal without a verdict
+        (NONE) counts as INCORRECT.
+    """
+    chex.assert_shape(outcomes, (settings.expansion_width,))
+    chex.assert_shape(segments.tokens, (settings.expansion_width, settings.segment_length))
+    node = jnp.maximum(tree.current, ROOT)
+    width = num_children_wanted(tree, settings)
+    ranks = child_ranks(settings)
+    is_new = ranks < width
+    is_terminal = child_is_terminal(tree, segments, settings)
+    unknown = is_terminal & (outcomes == Outcome.NONE)
+    entropies = _entropies(tree, node, segments, is_terminal, settings)
+    start = jnp.where(width > 0, tree.num_nodes, settings.capacity)  # out of bounds: the write is dropped
+
+    def write(field: jax.Array, rows: jax.Array) -> jax.Array:
+        """Writes [K, ...] rows at slots start, start + 1, ...; rows that are not new keep what the free slot holds."""
+        free = field[jnp.minimum(start + ranks, settings.capacity - 1)]
+        new = jnp.where(is_new.reshape(is_new.shape + (1,) * (rows.ndim - 1)), rows.astype(field.dtype), free)
+        window = tuple(range(rows.ndim))
+        return lax.scatter(
+            field,
+            start[None],
+            new,
+            lax.ScatterDimensionNumbers(window, inserted_window_dims=(), scatter_dims_to_operand_dims=(0,)),
+            indices_are_sorted=True,
+            unique_indices=True,
+            mode=lax.GatherScatterMode.FILL_OR_DROP,
+        )
+
+    first_rank = tree.num_children[node]
+    places = jnp.where(is_new, first_rank + ranks, settings.expansion_width)
+    children = tree.children.at[node, places].set(tree.num_nodes + ranks, mode="drop")
+    return dataclasses.replace(
+        tree,
+        parent=write(tree.parent, jnp.broadcast_to(node, ranks.shape)),
+        child_rank=write(tree.child_rank, first_rank + ranks),
+        children=children,
+        num_children=tree.num_children.at[node].add(width),
+        depth=write(tree.depth, jnp.broadcast_to(tree.depth[node] + 1, ranks.shape)),
+        preorder=_insert_in_preorder(tree, node, start, width, settings),
+        is_terminal=write(tree.is_terminal, is_terminal),
+        outcome=write(
+            tree.outcome, jnp.where(is_terminal, jnp.where(unknown, Outcome.INCORRECT, outcomes), Outcome.NONE)
+        ),
+        segment_lengths=write(tree.segment_lengths, segments.lengths),
+        mean_nll=write(tree.mean_nll, entropies.mean_nll),
+        path_length=write(tree.path_length, entropies.path_length),
+        path_log_prob=write(tree.path_log_prob, entropies.path_log_prob),
+        path_entropy=write(tree.path_entropy, entropies.path_entropy),
+        tokens=write(tree.tokens, segments.tokens),
+        log_probs=write(tree.log_probs, segments.log_probs),
+        sampling_log_probs=write(tree.sampling_log_probs, segments.sampling_log_probs),
+        num_nodes=tree.num_nodes + width,
+        num_tokens=tree.num_tokens + jnp.where(is_new, segments.lengths, 0).sum(dtype=jnp.int32),
+    )

@@ -1,0 +1,107 @@
+"""Settings of one tree search. Frozen and hashable: a static argument of every jitted function of the search."""
+
+import dataclasses
+import math
+
+BACKTRACES = ("frontier", "uct")
+DEPTH_BONUSES = ("sqrt", "log", "constant")
+NEGATIVE_CHOICES = ("most_confident", "random", "least_confident")
+BACKUP_RULES = ("constrained", "vanilla")
+VALUE_DTYPES = ("float32", "float64")
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchSettings:
+    """What one search does, with the paper's symbols (DeepSearch, arXiv 2509.25454, section 3)."""
+
+    # Sizes. They fix array shapes, so a change compiles anew.
+    expansion_width: int = 8  # children sampled per expansion, the paper's n; K in shapes
+    max_depth: int = 64  # segments per trajectory, d_T; a node at this depth is terminal; D in shapes
+    segment_length: int = 256  # tokens per segment; S in shapes
+    num_trajectories: int = 8  # credited terminals after which the search is finished; M in shapes
+    capacity: int = 1536  # node slots; N in shapes; memory is 12 * capacity * segment_length bytes per tree
+
+    # Budgets: the tree ends with what it has.
+    node_budget: int = 0  # an expansion that would make more nodes than this (root counted) ends the tree; 0 = capacity
+    token_budget: int = 0  # no expansion starts once this many tokens were sampled for the tree; 0 = no limit
+
+    # Rewards and backup.
+    incomplete_score: float = -1.0  # reward of a terminal that was cut off without an answer (Eq. 4)
+    min_depth_weight: float = 0.1  # least weight of a reward on its way to the root, the paper's gamma_min (Eq. 3)
+    root_counts_in_depth_weight: bool = True  # weight (depth+1)/(leaf depth+1) as recorded; False: the paper's i/l
+    backup_rule: str = "constrained"  # "constrained" (Eq. 5) | "vanilla" max(q + g r, 0), Table 4
+    negative_choice: str = "most_confident"  # wrong terminal to credit: most_confident | random | least_confident
+
+    # Selection.
+    exploration: float = 2.0  # weight of the visit term of UCT, lambda, in units of q_value
+    backtrace: str = "frontier"  # after a terminal: "frontier" (whole tree, Eq. 6) | "uct" (children of the root)
+    force_to_frontier: bool = True  # False: the global choice may also land on expanded nodes, which are revisited
+    frontier_value_weight: float = 0.4  # lambda1, of tanh(q_value of the parent)
+    frontier_entropy_weight: float = 0.0  # lambda2, of the segment's mean token negative log-prob (nats)
+    frontier_depth_weight: float = 0.01  # lambda3, of the depth bonus
+    frontier_own_value_weight: float = 0.0  # lambda4, of tanh(q_value of the node itself); not in the paper
+    depth_bonus: str = "sqrt"  # Eq. 7: "sqrt" sqrt(d/d_T) | "log" ln(d+1) | "constant" d
+
+    # Dynamic width: max(min_width, expansion_width - width_decay * (depth div (max_depth div expansion_width))).
+    min_width: int = 0  # 0 = every expansion has expansion_width children
+    width_decay: int = 1  # children fewer per depth band; read only where min_width > 0
+
+    value_dtype: str = "float32"  # of values and entropies; "float64" needs jax_enable_x64 (replay of recordings)
+
+    # Quirks of the authors' code, for the replay alone.
+    reference_quirks: bool = False  # an EOS in the last slot of a full segment does not end the trajectory
+    reference_eos_is_pad: bool = False  # the EOS of a leaf does not count in the entropy of its trajectory
+
+    def __post_init__(self) -> None:
+        for name in ("expansion_width", "max_depth", "segment_length", "num_trajectories"):
+            self._check(getattr(self, name) >= 1, name, "at least 1")
+        for name in ("node_budget", "token_budget", "min_width", "width_decay"):
+            self._check(getattr(self, name) >= 0, name, "0 (off) or more")
+        if self.capacity < self.expansion_width + 1:
+            raise ValueError(
+                f"capacity={self.capacity} has no room for the root and expansion_width={self.expansion_width} "
+                f"children; the least capacity is {self.expansion_width + 1}"
+            )
+        if 0 < self.node_budget < self.expansion_width + 1:
+            raise ValueError(
+                f"node_budget={self.node_budget} allows no expansion at all (the root and expansion_width="
+                f"{self.expansion_width} children); raise it to {self.expansion_width + 1} or set 0 for no budget"
+            )
+        if self.min_width > self.expansion_width:
+            raise ValueError(
+                f"min_width={self.min_width} is above expansion_width={self.expansion_width}; lower it, "
+                "or set 0 for a fixed width"
+            )
+        for name, choices in (
+            ("backtrace", BACKTRACES),
+            ("depth_bonus", DEPTH_BONUSES),
+            ("negative_choice", NEGATIVE_CHOICES),
+            ("backup_rule", BACKUP_RULES),
+            ("value_dtype", VALUE_DTYPES),
+        ):
+            self._check(getattr(self, name) in choices, name, "one of " + ", ".join(choices))
+        self._check(-1.0 <= self.incomplete_score < 1.0, "incomplete_score", "in [-1, 1)")
+        self._check(0.0 <= self.min_depth_weight <= 1.0, "min_depth_weight", "in [0, 1]")
+        self._check(self.exploration >= 0.0, "exploration", "0 or more")
+        for name in ("value", "entropy", "depth", "own_value"):
+            name = f"frontier_{name}_weight"
+            self._check(math.isfinite(getattr(self, name)), name, "a finite number")
+
+    def _check(self, holds: bool, name: str, expected: str) -> None:
+        if not holds:
+            raise ValueError(f"{name}={getattr(self, name)!r} must be {expected}")
+
+    @property
+    def max_nodes(self) -> int:
+        """Most nodes a tree may hold, the root counted."""
+        return min(self.capacity, self.node_budget) if self.node_budget else self.capacity
+
+    @property
+    def max_response_length(self) -> int:
+        """Tokens of the longest trajectory."""
+        return self.max_depth * self.segment_length
+
+    @property
+    def can_revisit(self) -> bool:
+        """Whether selection can reach an expanded node; if not, the loop over revisits is left out of the program."""
+        return self.backtrace == "uct" or not self.force_to_frontier
