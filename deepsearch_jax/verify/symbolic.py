@@ -1,16 +1,21 @@
 """The sympy side, for worker processes: equality of sets of reals, and the library parser for what our grammar lacks.
 
-No text ever reaches an evaluating function: our own tree is turned into sympy objects one by one, and the library is
-used with its LaTeX grammar only (its plain-expression reader calls eval). Costs are bounded before sympy sees a number.
+No text ever reaches an evaluating function: our own tree is turned into sympy objects one by one; the library is used
+with its LaTeX grammar only, and while it runs sympy's own reader, which calls eval even for the numerals that grammar
+finds, is replaced by one that reads numerals. Costs are bounded before sympy sees a number.
 """
 
+import contextlib
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import sympy
-from latex2sympy2_extended import latex2sympy
+from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy
+from latex2sympy2_extended.math_normalization import NormalizationConfig
+from sympy.parsing import sympy_parser
 
-from deepsearch_jax.verify.parser import Node
+from deepsearch_jax.verify.parser import Node, parse
 from deepsearch_jax.verify.values import NotNumeric, TooLarge, exact, symbols
 
 _NUMBER_SETS = {
@@ -136,29 +141,62 @@ def _is_affordable(expression: Any) -> bool:
     return True
 
 
-def _without_floats(expression: Any, text: str) -> Any:
-    """Decimals as the fractions they were written as."""
-    floats = expression.atoms(sympy.Float)
-    return expression.xreplace({value: sympy.Rational(str(value)) for value in floats})
+_NUMERAL = re.compile(r"\d+(?:\.\d*)?|\.\d+")
+
+
+def _read_numeral(text: object, *_: object, **__: object) -> Any:
+    """Stands in for sympy's expression reader, which evaluates its text: numerals become exact fractions, the rest is
+    refused. The library hands every numeral it meets to that reader."""
+    if not (isinstance(text, str) and _NUMERAL.fullmatch(text.strip())):
+        raise PermissionError("text is not evaluated here")
+    return sympy.Rational(text.strip().rstrip("."))
+
+
+@contextlib.contextmanager
+def no_text_evaluation() -> Iterator[None]:
+    """While active, nothing in sympy can turn text into code (`sympify` and `Number` of a string go through here)."""
+    original = sympy_parser.parse_expr
+    sympy_parser.parse_expr = _read_numeral
+    try:
+        yield
+    finally:
+        sympy_parser.parse_expr = original
+
+
+def _read_library(text: str) -> Any:
+    """An expression by the library's LaTeX grammar, its free variables real and its e and i the constants."""
+    expression = latex2sympy(
+        text,
+        normalization_config=NormalizationConfig(malformed_operators=True, nits=True, boxed="none"),
+        conversion_config=ConversionConfig(lowercase_symbols=False),
+    )
+    if not isinstance(expression, sympy.Expr) or expression.has(sympy.Float):
+        raise NotNumeric("no expression")
+    constants = {"e": sympy.E, "i": sympy.I}
+    return expression.xreplace(
+        {symbol: constants.get(symbol.name, sympy.Symbol(symbol.name, real=True)) for symbol in expression.free_symbols}
+    )
+
+
+def _read_side(text: str) -> Any:
+    return _read_library(text) if LIBRARY_WORDS.search(text) else to_sympy(parse(text))
 
 
 def library_equal(pred: str, gold: str) -> bool:
     """Equality of two answers with sums, products, integrals or limits, read by the library's LaTeX grammar."""
-    sides = []
-    for text in (pred, gold):
+    with no_text_evaluation():
         try:
-            expression = latex2sympy(text)
+            sides = [_read_side(text) for text in (pred, gold)]
         except Exception:  # the generated parser raises bare Exception on a syntax error
             return False
-        if not isinstance(expression, sympy.Expr) or not _is_affordable(expression):
+        if not all(_is_affordable(side) for side in sides):
             return False
-        sides.append(_without_floats(expression, text))
-    if sides[0] == sides[1]:
-        return True
-    difference = sides[0].doit() - sides[1].doit()
-    if difference == 0:
-        return True
-    if not difference.free_symbols:
-        size = abs(difference.evalf(60, maxn=400))
-        return bool(size.is_number and size < sympy.Float("1e-50"))
-    return sympy.simplify(difference) == 0
+        if sides[0] == sides[1]:
+            return True
+        difference = sides[0].doit() - sides[1].doit()
+        if difference == 0:
+            return True
+        if not difference.free_symbols:
+            size = abs(difference.evalf(60, maxn=400))
+            return bool(size.is_number and size < sympy.Float("1e-50", 60))
+        return bool(sympy.simplify(difference) == 0)
