@@ -2,7 +2,7 @@
 
 from deepsearch_jax.training.optimizer import UpdateSettings, learning_rate, make_optimizer
 from deepsearch_jax.training.rows import check_rows, num_rows_that_fit, pad_rows
-from deepsearch_jax.training.update import (
+from deepsearch_jax.training.updates import (
     LogProbFn,
     TrainState,
     compute_log_probs,
