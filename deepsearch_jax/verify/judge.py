@@ -1,18 +1,18 @@
 """One answer against one reference: text first, then structure and formulas."""
 
+# ruff: noqa: SIM905  (tables of words read better as one text)
 import functools
 import re
 
 from deepsearch_jax.verify.compare import Comparison, SetEqual
 from deepsearch_jax.verify.leaves import Verdict3
 from deepsearch_jax.verify.parser import Node, ParseError, parse
-from deepsearch_jax.verify.text import MAX_CHARS, clean_latex, readings
+from deepsearch_jax.verify.text import LIBRARY_WORDS, MAX_CHARS, clean_latex, readings
 
-# Beyond our grammar but within the library's: decided in a worker.
-_LIBRARY_WORDS = re.compile(r"\\(?:sum|prod|int|iint|iiint|oint|lim|partial|nabla)(?![A-Za-z])")
-_MARKUP = re.compile(r"\\(?:text|mathrm|mathbf|mathit|mathsf|boldsymbol|bm|operatorname)(?![A-Za-z])|[{}]|(?<!\d)\s+|\s+(?!\d)")
+_MARKUP = re.compile(
+    r"\\(?:text|mathrm|mathbf|mathit|mathsf|boldsymbol|bm|operatorname)(?![A-Za-z])|[{}]|(?<!\d)\s+|\s+(?!\d)"
+)
 _OPTION = re.compile(r"\\text\{\s*\(([A-Z])\)\s*:?\s*\}\s*(.+)|\\text\{\s*\(([A-Z])\)\s+([^{}]+)\}", re.DOTALL)
-_WORD = re.compile(r"[^\W\d_]{2,}")
 _CASELESS = frozenset("yes no true false none both neither dne".split())
 _SAME_PHRASE = {
     "dne": "doesnotexist",
@@ -79,7 +79,7 @@ def judge(answer: str, ground_truth: str, set_equal: SetEqual | None = None) -> 
     if option:  # "(B) 12" names the choice and repeats its content
         letter, content = (group for group in option.groups() if group)
         return True if gold_text == letter else judge(content, ground_truth, set_equal)
-    if _LIBRARY_WORDS.search(pred) or _LIBRARY_WORDS.search(gold):
+    if LIBRARY_WORDS.search(pred) or LIBRARY_WORDS.search(gold):
         if set_equal is None:
             return None
         from deepsearch_jax.verify.symbolic import library_equal  # only workers carry sympy

@@ -1,6 +1,7 @@
 """From tokens to a small syntax tree: one recursive-descent grammar for numbers, expressions, lists, tuples, intervals,
 sets, matrices, relations, percentages and units. It builds tuples only; nothing is evaluated here."""
 
+# ruff: noqa: SIM905  (tables of words read better as one text)
 import re
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -29,7 +30,9 @@ RELATIONS = {"=": "=", "<": "<", ">": ">", "le": "<=", "ge": ">=", "ne": "!=", "
     name: name for name in ("in", "notin", "equiv", "approx", "sim", "cong", "perp", "parallel", "to", "mid")
 }
 _SET_OPS = {"cup": "union", "cap": "intersection", "setminus": "difference", ":": "ratio"}
-_DECORATIONS = frozenset(("overline", "bar", "vec", "hat", "dot", "tilde"))
+_DECORATIONS = frozenset(
+    "overline bar vec hat dot tilde mathcal mathfrak mathscr widehat widetilde overrightarrow".split()
+)
 _CURRENCIES = {"dollar": "dollar", "euro": "euro", "pounds": "lb", "yen": "yen"}
 _LIBRARY_ONLY = frozenset(("sum", "prod"))
 _CLOSING = {"(": ")", "[": "]", "{": "}", "\\{": "\\}", "langle": "rangle", "lfloor": "rfloor", "lceil": "rceil"}
@@ -253,6 +256,8 @@ class _Parser:
                     node = Node("degree", (node,))
                 elif self.is_sign("prime", "top", "star", "dagger", "*"):
                     node = Node("sym", (f"{self.raw(node)}^{self.next().text}",))
+                elif node.op == "numbers":
+                    node = Node("numbers", (f"{node.args[0]}^{self.raw_argument()}",))
                 else:
                     node = Node("pow", (node, self.argument(whole_number=True)))
             elif self.is_sign("!"):
@@ -264,9 +269,9 @@ class _Parser:
             elif self.is_sign("%"):
                 self.next()
                 node = Node("percent", (node,))
-            elif self.is_sign("_") and node.op == "sym":
+            elif self.is_sign("_") and node.op in ("sym", "numbers"):
                 self.next()
-                node = Node("sym", (f"{node.args[0]}_{self.raw_argument()}",))
+                node = Node(node.op, (f"{node.args[0]}_{self.raw_argument()}",))
             else:
                 return node
 

@@ -11,8 +11,7 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import NamedTuple, Protocol, Self
 
-from deepsearch_jax.verify.boxed import last_box_content, score_boxed
-from deepsearch_jax.verify.boxed import WINDOW_CHARS
+from deepsearch_jax.verify.boxed import WINDOW_CHARS, last_box_content, score_boxed
 from deepsearch_jax.verify.extract import last_complete_box
 from deepsearch_jax.verify.judge import judge
 from deepsearch_jax.verify.process import Overrun, WorkerDied, WorkerProcess

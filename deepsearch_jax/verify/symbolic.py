@@ -5,9 +5,10 @@ with its LaTeX grammar only, and while it runs sympy's own reader, which calls e
 finds, is replaced by one that reads numerals. Costs are bounded before sympy sees a number.
 """
 
+# ruff: noqa: SIM905  (tables of words read better as one text)
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import sympy
@@ -16,6 +17,7 @@ from latex2sympy2_extended.math_normalization import NormalizationConfig
 from sympy.parsing import sympy_parser
 
 from deepsearch_jax.verify.parser import Node, parse
+from deepsearch_jax.verify.text import LIBRARY_WORDS
 from deepsearch_jax.verify.values import NotNumeric, TooLarge, exact, symbols
 
 _NUMBER_SETS = {
@@ -40,7 +42,6 @@ _CALLS = {
 }
 MAX_TERMS = 2000  # of a finite sum or product
 MAX_EXPONENT = 5000
-LIBRARY_WORDS = re.compile(r"\\(?:sum|prod|int|iint|iiint|oint|lim|partial|nabla)(?![A-Za-z])")
 
 
 def to_sympy(node: Node) -> Any:
@@ -58,7 +59,7 @@ def to_sympy(node: Node) -> Any:
         return {"pi": sympy.pi, "e": sympy.E, "i": sympy.I, "infty": sympy.oo}[args[0]]
     if op == "call" and args[0] in _CALLS:
         return _CALLS[args[0]](*(to_sympy(arg) for arg in args[1:]))
-    builders = {
+    builders: dict[str, Callable[..., Any]] = {
         "neg": lambda x: -x,
         "add": lambda x, y: x + y,
         "mul": lambda x, y: x * y,

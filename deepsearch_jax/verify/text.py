@@ -3,6 +3,8 @@
 import re
 import unicodedata
 
+# Beyond our grammar but within the library's: decided in a worker.
+LIBRARY_WORDS = re.compile(r"\\(?:sum|prod|int|iint|iiint|oint|lim|partial|nabla)(?![A-Za-z])")
 MAX_CHARS = 2000  # a longer answer is compared as text only; real answers are below 300
 
 _SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱ", "0123456789+-=()ni"))
@@ -198,6 +200,7 @@ def clean_latex(answer: str) -> str:
     text = _THIN_JOIN.sub("", text)
     text = text.replace(r"\!", "").replace(r"\$", r"\dollar ")
     text = text.replace("$", "")
+    text = re.sub(r"\\(?:underline|textcolor\{\w*\}|color\{\w*\})(?=\s*\{)", "", text)
     text = re.sub(r"\\[,;:> ]|~|\\q?quad(?![A-Za-z])|\\(?:thin|med|thick)space(?![A-Za-z])", " ", text)
     text = _BOX.sub("", _DROPPED.sub("", _COMMAND.sub(_rename, text)))
     text = _SPACED_GROUPS.sub(lambda match: match.group().replace(" ", ""), text)

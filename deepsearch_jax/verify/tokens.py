@@ -1,5 +1,6 @@
 """Cutting a cleaned answer into tokens. Unknown commands and foreign characters are refused, never guessed."""
 
+# ruff: noqa: SIM905  (tables of words read better as one text)
 import re
 from typing import NamedTuple
 
@@ -32,7 +33,8 @@ COMMANDS = frozenset(
     "frac sqrt binom choose pi infty pm mp cdot times bmod pmod mod equiv le ge lt gt ne approx sim in notin cup cap "
     "setminus emptyset mathbb langle rangle lfloor rfloor lceil rceil mid vert lVert rVert Vert begin end prime circ "
     "overline bar vec hat dot tilde operatorname mathrm mathbf mathit mathsf mathcal boldsymbol bm pmb rm bf it text "
-    "dollar euro pounds yen cr ldots sum prod to cong perp parallel angle triangle top dagger star stackrel".split()
+    "dollar euro pounds yen cr ldots sum prod to cong perp parallel angle triangle top dagger "
+    "mathfrak mathscr widehat widetilde overrightarrow star".split()
 )
 _TOKEN = re.compile(
     r"(?P<num>\d+(?:\.\d*)?|\.\d+)"
@@ -43,10 +45,13 @@ _TOKEN = re.compile(
     r"|(?P<command>\\(?:[A-Za-z]+|[{}|%]))"
     r"|(?P<op>\^|_|[-+*/=<>!'|()\[\]{},;:&%])"
 )
-_WRAP = re.compile(r"\\(text|mathrm|operatorname\*?|mathbf|mathit|mathsf|boldsymbol|bm|pmb)(?![A-Za-z])\s*(\{|(?=[A-Za-z0-9]))")
+_WRAP = re.compile(
+    r"\\(text|mathrm|operatorname\*?|mathbf|mathit|mathsf|boldsymbol|bm|pmb)(?![A-Za-z])\s*(\{|(?=[A-Za-z0-9]))"
+)
 _CONNECTIVES = {"and": ",", "or": ",", ", and": ",", ", or": ",", ",": ",", ";": ";", ",and": ",", ",or": ","}
 # A lead-in that says nothing: "so x = ...". Anything else in front of an answer keeps its meaning.
 _FILLERS = frozenset("so thus hence therefore the final answer is are then we get have solution solutions of".split())
+_MEASURED = re.compile(r"(-?[\d.,]*\d)\s+([A-Za-z][A-Za-z./^ \d]*)")  # "12 cm" in one piece of text
 _HEDGES = frozenset("approximately approx about roughly".split())
 
 
@@ -75,6 +80,9 @@ def _text_tokens(content: str, command: str, after_value: bool) -> list[Token]:
         return [Token("command", "bmod" if low == "mod" else low)]
     if after_value and (unit := canonical_unit(bare)) is not None:
         return [Token("unit", unit)]
+    measured = _MEASURED.fullmatch(bare)
+    if measured and (unit := canonical_unit(measured.group(2))) is not None:
+        return [*tokenize(measured.group(1)), Token("unit", unit)]
     if all(word in _FILLERS for word in low.replace(":", "").replace(",", "").split()):
         return []
     if low in _HEDGES:

@@ -1,5 +1,6 @@
 """Units and currencies: names that mean the same unit, and words that multiply."""
 
+# ruff: noqa: SIM905  (tables of words read better as one text)
 from fractions import Fraction
 
 _ALIASES = {
@@ -91,20 +92,21 @@ def canonical_unit(words: str) -> str | None:
 
     A noun that is counted (``apples``) is a unit of its own; "square units" and the like carry their power.
     """
-    parts = words.replace("/", " per ").split()
+    parts = words.replace("/", " per ").replace("{", "").replace("}", "").split()
     power, names, num_nouns = 1, [], 0
     for part in parts:
         part = part.rstrip(".") if part not in UNITS else part
         if part.lower() in _SQUARED:
             power = _SQUARED[part.lower()]
             continue
+        part, caret, exponent = part.partition("^")
         name = UNITS.get(part, UNITS.get(part.lower()))
         if name is None:
             if not part.isalpha() or (len(part) < 2 and part not in UNITS) or part.lower() in _NOT_A_UNIT:
                 return None
             name = part.lower().removesuffix("s") if len(part) > 3 else part.lower()
             num_nouns += part != "per"
-        names.append(name)
+        names.append(name + caret + exponent)
     if not names and power == 1:
         return None
     if len(names) > 4 or num_nouns > 2:
