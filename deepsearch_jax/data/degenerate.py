@@ -66,15 +66,13 @@ def _script(character: str) -> str:
         return "LATIN" if character.isalpha() else ""
     if not unicodedata.category(character).startswith("L"):
         return ""
-    # Compatibility forms (mathematical letters, superscripts, full width) are letters of the system they come from.
-    plain = unicodedata.normalize("NFKC", character)
-    name = unicodedata.name(plain[0], "").split(" ")[0].split("-")[0]
-    if name in ("CJK", "HIRAGANA", "KATAKANA", "HANGUL", "BOPOMOFO", "IDEOGRAPHIC"):
-        return "CJK"
-    # Alef to dalet as cardinals, and letterlike signs such as the Weierstrass p, are mathematics.
-    if name in ("ALEF", "BET", "GIMEL", "DALET", "SCRIPT", "DOUBLE", "BLACK", "INFORMATION", "TURNED", "MODIFIER"):
+    if "\u2135" <= character <= "\u2138":  # aleph to dalet as cardinals are mathematics, not Hebrew
         return ""
-    return name
+    # Compatibility forms (mathematical letters, superscripts, full width) are letters of the system they come from.
+    name = unicodedata.name(unicodedata.normalize("NFKC", character)[0], "").split(" ")[0].split("-")[0]
+    if name == "MODIFIER":  # apostrophes and the like
+        return ""
+    return "CJK" if name in ("CJK", "HIRAGANA", "KATAKANA", "HANGUL", "BOPOMOFO", "IDEOGRAPHIC") else name
 
 
 def is_repeating(sample: str | Sequence[int] | np.ndarray, settings: DegenerateSettings = DEFAULT) -> bool:

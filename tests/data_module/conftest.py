@@ -24,8 +24,14 @@ def byte_directory(tmp_path):
     directory = tmp_path / "model"
     directory.mkdir()
     tokenizer.save(str(directory / "tokenizer.json"))
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|end|>", "pad_token": "<|pad|>"}
-    (directory / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": CHAT_TEMPLATE}))
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": "<|end|>",
+        "pad_token": "<|pad|>",
+        "chat_template": CHAT_TEMPLATE,
+        "model_max_length": 1000,
+    }
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings))
     (directory / "config.json").write_text(json.dumps({"eos_token_id": 257}))
     (directory / "generation_config.json").write_text(json.dumps({"eos_token_id": [258, 256]}))
     return directory

@@ -141,6 +141,8 @@ def test_problem_sets_are_distinct_balanced_and_disjoint():
     prompts = {name: {p.question for p in problems} for name, problems in sets.items()}
     assert [len(p) for p in prompts.values()] == [1024, 192, 1024, 192]
     assert not (prompts[0, False] | prompts[1, False]) & (prompts[0, True] | prompts[1, True])
+    for (_, heldout), names in prompts.items():
+        assert all(is_heldout(prompt, 0.1) == heldout for prompt in names)
     assert prompts[0, False] != prompts[1, False]
     assert sets[0, False] == generate_problems(ArithmeticSettings(), heldout=False)
     keys = [p.key for p in sets[0, False] + sets[0, True]]
@@ -256,6 +258,14 @@ def test_noise_is_calibrated_and_stays_in_the_domain():
     # The right value stays the most frequent one: 60 % against at most a few per cent for each wrong one.
     errors = (written - before - chains.operands)[wrong & inside]
     assert np.unique(errors, return_counts=True)[1].max() / errors.size < 0.03
+
+
+def test_full_noise_makes_every_step_wrong():
+    rng = np.random.default_rng(2)
+    chains = sample_chains(rng, np.full(5000, 3), DEFAULT)
+    written = noisy_values(rng, chains, 1.0, 1.0, DEFAULT)
+    before = np.concatenate([chains.start[:, None], written[:, :-1]], axis=1)
+    assert (written != before + chains.operands).all()
 
 
 def test_without_noise_or_without_room_every_step_is_right():

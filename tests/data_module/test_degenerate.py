@@ -33,6 +33,8 @@ GOOD = {
     "𝔽₂ ⊂ ℂ, ℵ₀ < 2^ℵ₀, ∑ᵢ xᵢ² ≥ 0, ℓ²(ℕ), ℘(z), ﬁnite.",
     "chinese": "设 $x$ 为未知数。根据题意，我们有 $2x+3=7$，因此 $x=2$。答案是 \\boxed{2}。",
     "japanese with names": "ピタゴラスの定理により、直角三角形の斜辺は 5 である。（Пифагор, Pythagoras）",
+    "names in many scripts": "The theorem of Pythagoras (Пифагор, فيثاغورس, 毕达哥拉斯) " + DERIVATION,
+    "letters as symbols": "𝔸𝔹ℂ ℵ₀ℵ₁ℶ₂ 𝒜ℬ 𝐱𝐲𝐳 ᵃᵇ ʼʼ ℝℚℤ ｘｙ 和 Ж",
     "emoji": "Great question! 🎉 Let's go 🚀👍 The answer is \\boxed{4} ✅",
     "one broken byte": "The caf\ufffd sells 12 muffins, so \\boxed{12}.",
     "written steps": "+8=35-3=32+4=36-4=32+4=36-4=32+4=36-4=32$",
