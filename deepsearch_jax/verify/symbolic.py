@@ -12,6 +12,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import sympy
+
+# simplify imports the units late, and they read their names as text: too late once that is refused.
+import sympy.physics.units
 from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy
 from latex2sympy2_extended.math_normalization import NormalizationConfig
 from sympy.parsing import sympy_parser
