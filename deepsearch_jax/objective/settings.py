@@ -63,11 +63,9 @@ class LossSettings:
 
     def __post_init__(self) -> None:
         _check_choice("aggregation", self.aggregation, AGGREGATIONS)
-        if not 0 <= self.clip_low < 1:
-            raise ValueError(f"clip_low={self.clip_low} must be in [0, 1): ratios are positive")
+        if not 0 <= self.clip_low <= 1:
+            raise ValueError(f"clip_low={self.clip_low} must be in [0, 1]: ratios are positive")
         _check_at_least("clip_high", self.clip_high, 0.0)
         _check_at_least("norm_length", self.norm_length, 0, "; 0 takes the width of the rows")
-        if self.dual_clip and not self.dual_clip > 1 + self.clip_high:
-            raise ValueError(
-                f"dual_clip={self.dual_clip} must be above 1 + clip_high = {1 + self.clip_high}, or 0 to switch it off"
-            )
+        if self.dual_clip and not self.dual_clip > 1:
+            raise ValueError(f"dual_clip={self.dual_clip} must be above 1, the ratio on policy, or 0 to switch it off")

@@ -262,7 +262,7 @@ def test_supervised_loss_is_the_mean_negative_log_prob_under_the_mask():
 
 
 @pytest.mark.parametrize(
-    "bad", [{"clip_low": 1.0}, {"clip_high": -0.1}, {"dual_clip": 1.0}, {"aggregation": "mean"}, {"norm_length": -1}]
+    "bad", [{"clip_low": 1.5}, {"clip_high": -0.1}, {"dual_clip": 1.0}, {"aggregation": "mean"}, {"norm_length": -1}]
 )
 def test_bad_settings_name_the_value(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
