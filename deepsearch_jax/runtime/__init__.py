@@ -1,0 +1,22 @@
+"""Every side effect: one search, one round, one run, with its checkpoints, metrics and progress."""
+
+from deepsearch_jax.runtime.checkpoints import CheckpointError, CheckpointSettings
+from deepsearch_jax.runtime.evaluate import EvaluationSettings
+from deepsearch_jax.runtime.learning import TooManySkipped
+from deepsearch_jax.runtime.run import build_mesh, build_policy, run
+from deepsearch_jax.runtime.settings import RunSettings
+from deepsearch_jax.runtime.tasks import Task, Verdict, build_task
+
+__all__ = [
+    "CheckpointError",
+    "CheckpointSettings",
+    "EvaluationSettings",
+    "RunSettings",
+    "Task",
+    "TooManySkipped",
+    "Verdict",
+    "build_mesh",
+    "build_policy",
+    "build_task",
+    "run",
+]

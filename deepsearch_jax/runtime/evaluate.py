@@ -1,0 +1,59 @@
+"""Accuracy on held-out problems: pass@1 and pass@k from direct samples, with bootstrap intervals over problems."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from deepsearch_jax.runtime.rollouts import Group
+from deepsearch_jax.types import Outcome
+
+_BOOTSTRAP_DRAWS = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationSettings:
+    """How held-out accuracy is measured.
+
+    Attributes:
+      every_steps: training steps between two evaluations; 0 evaluates before and after training alone.
+      num_problems: the first ones of the held-out set; 0 takes all.
+      num_samples: responses a problem; the k of pass@k.
+      temperature: of the samples; 0 is greedy.
+      max_length: longest response in tokens; 0 takes the longest response of training.
+    """
+
+    every_steps: int = 0
+    num_problems: int = 0
+    num_samples: int = 4
+    temperature: float = 1.0
+    max_length: int = 0
+
+    def __post_init__(self) -> None:
+        if self.num_samples < 1 or self.every_steps < 0 or self.num_problems < 0 or self.temperature < 0:
+            raise ValueError(
+                f"num_samples={self.num_samples} must be at least 1; every_steps={self.every_steps}, "
+                f"num_problems={self.num_problems} and temperature={self.temperature} at least 0"
+            )
+
+
+def summarise(groups: Sequence[Group]) -> dict[str, Any]:
+    """pass@1 (mean share of correct samples) with its 95 % interval, pass@k (problems with one), pass@1 by source."""
+    correct = np.array([[r.outcome == Outcome.CORRECT for r in group.responses] for group in groups], float)
+    rates, solved = correct.mean(axis=1), correct.max(axis=1)
+    rows = np.random.default_rng(0).integers(len(groups), size=(_BOOTSTRAP_DRAWS, len(groups)))
+    low, high = np.quantile(rates[rows].mean(axis=1), [0.025, 0.975])
+    by_source: dict[str, list[float]] = {}
+    for group, rate in zip(groups, rates, strict=True):
+        by_source.setdefault(group.problem.source, []).append(rate)
+    lengths = [len(response.tokens) for group in groups for response in group.responses]
+    return {
+        "pass_at_1": float(rates.mean()),
+        "pass_at_1_low": float(low),
+        "pass_at_1_high": float(high),
+        f"pass_at_{correct.shape[1]}": float(solved.mean()),
+        "response_length": float(np.mean(lengths)),
+        "num_problems": len(groups),
+        "by_source": {source: float(np.mean(values)) for source, values in sorted(by_source.items())},
+    }

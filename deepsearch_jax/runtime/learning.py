@@ -1,0 +1,151 @@
+"""The learning half of a step: groups of responses in, updated train state and metrics out."""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from deepsearch_jax.policy import ModelConfig, token_log_probs, unstack_layers
+from deepsearch_jax.runtime.groups import drop_unteachable, node_advantages, pack
+from deepsearch_jax.runtime.rollouts import Group, chunks
+from deepsearch_jax.runtime.settings import RunSettings
+from deepsearch_jax.training import (
+    TrainState,
+    check_rows,
+    compute_log_probs,
+    init_train_state,
+    supervised_update,
+    update,
+)
+from deepsearch_jax.types import TokenBatch
+
+
+class TooManySkipped(RuntimeError):
+    """Non-finite updates followed each other; the last batch is on disk."""
+
+
+class Learner:
+    """Updates of one policy architecture under one set of settings."""
+
+    def __init__(self, settings: RunSettings, model: ModelConfig, mesh: Mesh | None, workdir: pathlib.Path):
+        """Raises: ValueError if the smallest batch does not divide among devices and micro-batches."""
+        self.settings, self._model, self._mesh, self._workdir = settings, model, mesh, workdir
+        check_rows(settings.pack.min_rows, 1 if mesh is None else mesh.size, settings.optimizer.micro_batch_rows)
+        is_one_update = settings.rounds.update_problems == settings.rounds.problems_per_step
+        # With one update a step the recomputed old log-probs are those of the update's own forward pass.
+        self._update_settings = dataclasses.replace(
+            settings.optimizer,
+            on_policy=settings.optimizer.on_policy or (is_one_update and settings.old_log_probs == "recompute"),
+        )
+        # One object for the whole run: it is a static argument, and a new one would compile anew.
+        self._log_prob_fn = functools.partial(_log_probs, model=model, chunk_size=settings.log_prob_chunk)
+        self._last_batch: TokenBatch | None = None
+
+    def init(self, params: Any) -> TrainState:
+        """A train state that has done nothing yet; takes the parameters over."""
+        return init_train_state(params, self.settings.optimizer, self._mesh)
+
+    def fresh_optimizer(self, state: TrainState) -> TrainState:
+        """The same parameters with an optimizer that has done nothing: the warm start's moments do not leak on."""
+        return init_train_state(state.params, self.settings.optimizer, self._mesh)
+
+    def sampling_params(self, state: TrainState) -> Any:
+        """The parameters as the decode engine likes them: compute dtype, layers apart where that is faster."""
+        unroll = self.settings.rollout.unrolls(jax.default_backend())
+        if not unroll and self._model.param_dtype == self._model.compute_dtype:
+            return state.params
+        return _sampling_params(state.params, model=self._model, unroll=unroll)
+
+    def supervised(self, state: TrainState, batch: TokenBatch, learning_rate: float) -> tuple[TrainState, jax.Array]:
+        """One step of the warm start; returns its loss."""
+        settings = dataclasses.replace(self.settings.warm_start, learning_rate=learning_rate)
+        state, metrics = supervised_update(state, batch, self._log_prob_fn, settings, self._mesh)
+        return state, metrics["loss"]
+
+    def learn(self, state: TrainState, groups: Sequence[Group]) -> tuple[TrainState, dict[str, Any]]:
+        """The updates of one step. Groups without a signal are dropped first; nothing left means no update."""
+        settings = self.settings
+        kept, dropped = drop_unteachable(groups, settings.advantage, settings.degenerate)
+        values: dict[str, Any] = {
+            "dropped_groups": dropped.uniform_groups + dropped.empty_groups,
+            "dropped_degenerate": dropped.degenerate,
+            "trained_groups": len(kept),
+            "trained_tokens": sum(len(r.tokens) for group in kept for r in group.responses),
+            "max_decode_train_gap": None,
+        }
+        advantages = node_advantages(kept, settings.advantage)
+        share = settings.rounds.update_problems
+        batches = [
+            pack(list(some), list(theirs), settings.pack)
+            for some, theirs in zip(chunks(kept, share), chunks(advantages, share), strict=True)
+        ]
+        # The behaviour policy is the one before the first update, so all old log-probs are computed first.
+        ready = [self._with_old_log_probs(state, batch, is_known, values) for batch, is_known in batches]
+        totals: list[dict[str, Any]] = []
+        for batch in ready:
+            self._last_batch = batch
+            state, metrics = update(state, batch, self._log_prob_fn, settings.loss, self._update_settings, self._mesh)
+            totals.append(jax.device_get(metrics))
+        return state, {**values, **_mean_metrics(totals), "skipped_updates": int(state.num_skipped)}
+
+    def _with_old_log_probs(
+        self, state: TrainState, batch: TokenBatch, is_known: bool, values: dict[str, Any]
+    ) -> TokenBatch:
+        if self._update_settings.on_policy or (self.settings.old_log_probs == "sampler" and is_known):
+            return batch
+        log_probs = np.asarray(
+            compute_log_probs(
+                state.params, batch.tokens, batch.segment_ids, self._log_prob_fn, self._update_settings, self._mesh
+            )
+        )
+        sampled = np.asarray(batch.loss_mask) & (np.asarray(batch.old_log_probs) != 0)
+        gap = np.abs(log_probs - batch.old_log_probs)[sampled]
+        values["max_decode_train_gap"] = max(values["max_decode_train_gap"] or 0.0, float(gap.max(initial=0.0)))
+        old = np.where(batch.loss_mask, log_probs, 0).astype(np.float32)
+        return dataclasses.replace(batch, old_log_probs=old)  # type: ignore[arg-type]  # host arrays on purpose
+
+    def check_skipped(self, state: TrainState) -> None:
+        """Stops a run whose updates are not finite any more.
+
+        Raises:
+          TooManySkipped: max_skipped_updates of them followed each other; the last batch is saved for inspection.
+        """
+        in_a_row = int(state.num_skipped_in_a_row)
+        if in_a_row < self.settings.max_skipped_updates or self._last_batch is None:
+            return
+        path = self._workdir / "non_finite_batch.npz"
+        np.savez_compressed(path, **{f.name: getattr(self._last_batch, f.name) for f in dataclasses.fields(TokenBatch)})
+        raise TooManySkipped(
+            f"loss or gradient was not finite in {in_a_row} updates in a row; the last batch is in {path}. "
+            "Lower optimizer.learning_rate or optimizer.max_grad_norm and go on from an earlier checkpoint"
+        )
+
+
+def _log_probs(
+    params: Any, tokens: jax.Array, segment_ids: jax.Array, *, model: ModelConfig, chunk_size: int
+) -> tuple[jax.Array, jax.Array]:
+    return token_log_probs(model, params, tokens, segment_ids, chunk_size=chunk_size)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "unroll"))
+def _sampling_params(params: Any, *, model: ModelConfig, unroll: bool) -> Any:
+    params = jax.tree.map(lambda leaf: leaf.astype(model.compute_dtype), params)
+    return unstack_layers(model, params, copy_head=True) if unroll else params
+
+
+def _mean_metrics(totals: list[dict[str, Any]]) -> dict[str, Any]:
+    """Means over the updates of a step, weighted by tokens; None where there was no update."""
+    names = (
+        "loss", "grad_norm", "entropy", "pg_clipfrac", "pg_clipfrac_lower", "ppo_kl", "mean_ratio", "max_abs_log_ratio",
+        "advantage_mean", "learning_rate",
+    )  # fmt: skip
+    weights = [float(metrics["num_tokens"]) for metrics in totals]
+    if not sum(weights):
+        return dict.fromkeys(names) | {"updates": 0}
+    means = {name: float(np.average([m[name] for m in totals], weights=weights)) for name in names}
+    return means | {"updates": len(totals)}

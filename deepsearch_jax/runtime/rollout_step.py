@@ -1,0 +1,131 @@
+"""The sampling half of a step: which problems are searched, which are cached, which are sampled directly."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from deepsearch_jax.cache import SolutionCache, choose_cached, group_fill, insert_many, lookup
+from deepsearch_jax.data.problems import Problem
+from deepsearch_jax.runtime.device import problem_keys
+from deepsearch_jax.runtime.rollouts import Group, Purpose, Response, Sampler, SearchStatistics
+from deepsearch_jax.runtime.settings import RunSettings
+from deepsearch_jax.types import Outcome
+
+_insert = jax.jit(insert_many, donate_argnums=(0,))
+
+
+@dataclasses.dataclass
+class StepRollouts:
+    """What the sampling half of a step gives.
+
+    Attributes:
+      groups: one a problem, in the order of the problems.
+      cache: with the solutions found in this step.
+      statistics: of the searches.
+      num_cached: problems whose cached paths were used.
+    """
+
+    groups: list[Group]
+    cache: SolutionCache
+    statistics: SearchStatistics
+    num_cached: int
+
+
+def sample_step(
+    sampler: Sampler, params: Any, cache: SolutionCache, problems: Sequence[Problem], counters: tuple[int, int],
+    settings: RunSettings,
+) -> StepRollouts:  # fmt: skip
+    """Groups of responses to the problems of one step.
+
+    DeepSearch searches every problem that has no cached solution and completes the cached ones with direct rollouts
+    (Eq. 11-12); the baselines sample all directly.
+    """
+    if settings.method != "deepsearch":
+        groups = sampler.direct(params, problems, settings.rounds.group_size, Purpose.DIRECT, counters)
+        return StepRollouts(groups, cache, SearchStatistics(), 0)
+    found = _cached_responses(sampler, cache, problems, counters, settings)
+    searched = [problem for problem, cached in zip(problems, found, strict=True) if not cached]
+    by_id: dict[str, Group] = {}
+    groups, statistics = sampler.search(params, searched, counters) if searched else ([], SearchStatistics())
+    by_id |= {group.problem.id: group for group in groups}
+    # Cached problems are sampled together with those that have as many cached paths: K is a static shape.
+    for num_cached in sorted({len(cached) for cached in found if cached}):
+        alike = [
+            (problem, cached) for problem, cached in zip(problems, found, strict=True) if len(cached) == num_cached
+        ]
+        num_direct = settings.rounds.group_size - num_cached
+        part = [problem for problem, _ in alike]
+        fresh = (
+            sampler.direct(params, part, num_direct, Purpose.DIRECT, counters)
+            if num_direct
+            else [Group(problem, sampler.task.prompt(problem), []) for problem in part]
+        )
+        for group, (problem, cached) in zip(fresh, alike, strict=True):
+            by_id[problem.id] = dataclasses.replace(group, responses=[*cached, *group.responses])
+    if settings.cache.capacity:
+        cache = _remember(cache, groups, counters[0])
+    return StepRollouts([by_id[p.id] for p in problems], cache, statistics, len(problems) - len(searched))
+
+
+@functools.partial(jax.jit, static_argnames=("group_size", "min_direct"))
+def _choose(
+    cache: SolutionCache, problem_keys_: jax.Array, ids: jax.Array, group_size: int, min_direct: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Tokens [B, P, L] and lengths [B, P] of each problem's cached paths, and which to use: [B, P] rows, -1 behind."""
+
+    def one(key: jax.Array, problem_id: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        paths = lookup(cache, problem_id)
+        used = group_fill(paths.num_paths, group_size, min_direct).num_cached
+        return paths.tokens, paths.lengths, choose_cached(key, paths.num_paths, used, cache.lengths.shape[1])
+
+    return jax.vmap(one)(problem_keys_, ids)
+
+
+def _cached_responses(
+    sampler: Sampler, cache: SolutionCache, problems: Sequence[Problem], counters: tuple[int, int],
+    settings: RunSettings,
+) -> list[list[Response]]:  # fmt: skip
+    """The cached correct paths that each problem's group starts with; empty lists for problems to be searched."""
+    if not settings.cache.capacity:
+        return [[] for _ in problems]
+    ids = jnp.asarray([problem.key for problem in problems], jnp.int32)
+    keys = problem_keys(sampler.run_key, int(Purpose.CACHE), counters, ids)
+    tokens, lengths, rows = jax.device_get(
+        _choose(cache, keys, ids, settings.rounds.group_size, settings.filter.min_direct)
+    )
+    return [
+        [_response(sampler, tokens[i, row, : lengths[i, row]]) for row in rows[i] if row >= 0]
+        for i in range(len(problems))
+    ]
+
+
+def _response(sampler: Sampler, tokens: np.ndarray) -> Response:
+    return Response(
+        tokens=tokens, segment_lengths=np.array([len(tokens)], np.int32), node_values=np.ones(1, np.float32),
+        log_probs=None, reward=sampler.reward(Outcome.CORRECT), outcome=Outcome.CORRECT,
+        text=sampler.task.tokenizer.decode(tokens.tolist()), origin="cache",
+    )  # fmt: skip
+
+
+def _remember(cache: SolutionCache, groups: Sequence[Group], round_index: int) -> SolutionCache:
+    """Puts correct paths of searches into the cache (Eq. 10); the next filter removes problems not hard any more."""
+    solved = [group for group in groups if group.num_correct]
+    if not solved:
+        return cache
+    _, _, num_pages, page_length = cache.tokens.shape
+    most = max(len(group.responses) for group in groups)
+    # Every searched group has a row, so that the shapes do not depend on luck; the unsolved rows keep nothing.
+    tokens = np.zeros((len(groups), most, num_pages * page_length), np.int32)
+    lengths, keep = np.zeros(tokens.shape[:2], np.int32), np.zeros(tokens.shape[:2], bool)
+    for g, group in enumerate(groups):
+        for m, response in enumerate(group.responses):
+            tokens[g, m, : len(response.tokens)] = response.tokens
+            lengths[g, m] = len(response.tokens)
+            keep[g, m] = response.outcome == Outcome.CORRECT
+    ids = np.array([group.problem.key for group in groups], np.int32)
+    return _insert(cache, ids, tokens, lengths, keep, jnp.int32(round_index))

@@ -1,0 +1,120 @@
+"""One call from settings to a trained policy in a workdir."""
+
+import os
+import pathlib
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from deepsearch_jax.policy import ModelConfig, init_params, load_pretrained, save_pretrained
+from deepsearch_jax.runtime.interrupt import Interrupted, StopRequest
+from deepsearch_jax.runtime.metrics import read_rows
+from deepsearch_jax.runtime.progress import Reporter
+from deepsearch_jax.runtime.report import draw_curves, print_table
+from deepsearch_jax.runtime.settings import ModelSettings, RunSettings
+from deepsearch_jax.runtime.tasks import Task, build_task
+from deepsearch_jax.runtime.trainer import Trainer
+from deepsearch_jax.runtime.workdir import Workdir
+from deepsearch_jax.tree import SearchSettings
+
+_PARAMS_STREAM = 2**31 - 1  # counter of the key that fresh parameters are drawn with; no purpose of a sampler
+
+
+def run(settings: RunSettings, config: dict[str, Any], workdir: str | os.PathLike[str]) -> bool:
+    """Trains, or goes on training, in `workdir`.
+
+    Args:
+      settings: of the run.
+      config: the same as nested plain values, kept in the workdir and compared when the run is resumed.
+      workdir: created if needed.
+
+    Returns:
+      True at the end of the run, False if a stop was asked for and everything is saved.
+
+    Raises:
+      ValueError: a setting, file or workdir that cannot be used.
+      CheckpointError: the state could not be saved.
+      TooManySkipped: updates were not finite too many times in a row.
+    """
+    reporter, stop = Reporter(), StopRequest()
+    place = Workdir(workdir)
+    task: Task | None = None
+    trainer: Trainer | None = None
+    stop.install()
+    try:
+        place.record_config(config)
+        task = build_task(settings.task, settings.model.path, settings.seed)
+        model, params = build_policy(settings.model, task, settings.search, settings.seed)
+        mesh = build_mesh(settings.num_devices)
+        reporter.line(_headline(settings, task, params, mesh))
+        trainer = Trainer(settings, task, model, params, place.path, mesh=mesh, reporter=reporter, stop=stop)
+        del params  # the trainer owns them now
+        try:
+            trainer.run()
+        except Interrupted:
+            reporter.line("stopped; the same command goes on from here")
+            return False
+        _finish(trainer, settings, model, place.path, reporter)
+        return True
+    finally:
+        if trainer is not None:
+            trainer.close()
+        if task is not None:
+            task.close()
+        stop.restore()
+        place.close()
+
+
+def build_policy(settings: ModelSettings, task: Task, search: SearchSettings, seed: int) -> tuple[ModelConfig, Any]:
+    """Architecture and parameters: read from a Hugging Face directory, or drawn anew for the task's alphabet."""
+    compute_dtype = settings.compute_dtype
+    if compute_dtype == "auto":
+        compute_dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    if settings.path:
+        return load_pretrained(
+            settings.path, param_dtype=settings.param_dtype, compute_dtype=compute_dtype, remat=settings.remat
+        )
+    longest_prompt = max(len(task.prompt(p)) for p in (*task.train_problems, *task.eval_problems))
+    model = ModelConfig.tiny(
+        task.tokenizer.vocab_size, hidden_size=settings.hidden_size, num_layers=settings.num_layers,
+        num_heads=settings.num_heads, num_kv_heads=settings.num_kv_heads,
+        intermediate_size=settings.intermediate_size, max_position_embeddings=2 * (longest_prompt
+        + search.max_response_length), eos_ids=tuple(task.tokenizer.eos_ids), pad_id=task.tokenizer.pad_id,
+        param_dtype=settings.param_dtype, compute_dtype=compute_dtype, remat=settings.remat,
+    )  # fmt: skip
+    return model, init_params(model, jax.random.fold_in(jax.random.key(seed), _PARAMS_STREAM))
+
+
+def build_mesh(num_devices: int) -> Mesh | None:
+    """A mesh with one axis `data` over the devices, None for one device.
+
+    Raises:
+      ValueError: more devices are asked for than there are.
+    """
+    available = jax.devices()
+    if num_devices > len(available):
+        raise ValueError(f"num_devices={num_devices}, but this machine has {len(available)}; 0 takes all of them")
+    devices = available[: num_devices or len(available)]
+    return jax.make_mesh((len(devices),), ("data",), devices=devices) if len(devices) > 1 else None
+
+
+def _headline(settings: RunSettings, task: Task, params: Any, mesh: Mesh | None) -> str:
+    size = sum(leaf.size for leaf in jax.tree.leaves(params))
+    devices = "1 device" if mesh is None else f"{mesh.size} devices"
+    return (
+        f"{settings.method} on {settings.task.name}: {len(task.train_problems)} problems, "
+        f"{len(task.eval_problems)} held out, {size / 1e6:.2f} M parameters, {devices} ({jax.devices()[0].device_kind})"
+    )
+
+
+def _finish(
+    trainer: Trainer, settings: RunSettings, model: ModelConfig, workdir: pathlib.Path, reporter: Reporter
+) -> None:
+    rows = read_rows(workdir / "metrics.jsonl")
+    print_table(reporter.console, rows)
+    draw_curves(workdir / "curves.png", rows)
+    reporter.line(f"curves: {workdir / 'curves.png'}")
+    if settings.model.path:
+        save_pretrained(workdir / "policy", model, trainer.arrays.train.params)
+        reporter.line(f"policy: {workdir / 'policy'} (Hugging Face layout)")

@@ -1,0 +1,158 @@
+"""Everything a run can be told, in one frozen record of records."""
+
+import dataclasses
+
+from deepsearch_jax.cache import FilterSettings
+from deepsearch_jax.data.degenerate import DegenerateSettings
+from deepsearch_jax.objective import AdvantageSettings, LossSettings
+from deepsearch_jax.runtime.checkpoints import CheckpointSettings
+from deepsearch_jax.runtime.evaluate import EvaluationSettings
+from deepsearch_jax.runtime.groups import PackSettings
+from deepsearch_jax.runtime.rollouts import RolloutSettings
+from deepsearch_jax.runtime.tasks import TaskSettings
+from deepsearch_jax.training import UpdateSettings
+from deepsearch_jax.tree import SearchSettings
+
+METHODS = ("deepsearch", "grpo", "dapo")
+REFILTERS = ("previous", "all")
+OLD_LOG_PROBS = ("recompute", "sampler")
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name}={value!r} is not known; choose one of {', '.join(choices)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSettings:
+    """The policy to start from.
+
+    Attributes:
+      path: a Hugging Face directory; "" starts a small decoder of the sizes below from nothing.
+      hidden_size, num_layers, num_heads, num_kv_heads, intermediate_size: sizes of the decoder from nothing.
+      param_dtype: of the master weights.
+      compute_dtype: of the matrix products; "auto" is float32 on CPU and bfloat16 on accelerators.
+      remat: recompute layer activations in the backward pass; less memory, about a third more time.
+    """
+
+    path: str = ""
+    hidden_size: int = 80
+    num_layers: int = 3
+    num_heads: int = 4
+    num_kv_heads: int = 4
+    intermediate_size: int = 224
+    param_dtype: str = "float32"
+    compute_dtype: str = "auto"
+    remat: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class RoundSettings:
+    """Rounds of training, each on the problems that are still hard (Eq. 8-9).
+
+    Attributes:
+      num_rounds: rounds of the run.
+      steps_per_round: training steps in a round; 0 passes once through the round's problems.
+      problems_per_step: problems searched (or sampled) for one step.
+      problems_per_update: problems in one optimizer update; 0 takes all of the step. A divisor of problems_per_step.
+      group_size: trajectories of a problem under direct sampling; a search yields search.num_trajectories.
+      filter_problems: whether a round works on its hard problems alone (see `filter`) or on all.
+      filter_first_round: False if the problem files are filtered already (the published DeepMath subsets are).
+      max_candidates: problems the filter samples for a round; 0 takes all.
+      refilter: what a later round is chosen from: the subset of the "previous" round (the paper) or "all" problems.
+      dynamic_sampling_batches: how many batches of problems may be drawn until problems_per_step groups have mixed
+        rewards (DAPO); 1 draws one and trains on what it gives.
+    """
+
+    num_rounds: int = 2
+    steps_per_round: int = 10
+    problems_per_step: int = 16
+    problems_per_update: int = 0
+    group_size: int = 8
+    filter_problems: bool = True
+    filter_first_round: bool = True
+    max_candidates: int = 0
+    refilter: str = "previous"
+    dynamic_sampling_batches: int = 1
+
+    def __post_init__(self) -> None:
+        _check_choice("refilter", self.refilter, REFILTERS)
+        for name in ("num_rounds", "problems_per_step", "group_size", "dynamic_sampling_batches"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.problems_per_update and self.problems_per_step % self.problems_per_update:
+            raise ValueError(
+                f"problems_per_update={self.problems_per_update} must divide "
+                f"problems_per_step={self.problems_per_step}, or be 0 for one update a step"
+            )
+
+    @property
+    def update_problems(self) -> int:
+        return self.problems_per_update or self.problems_per_step
+
+
+@dataclasses.dataclass(frozen=True)
+class CacheSettings:
+    """The solution cache (Eq. 10-12).
+
+    Attributes:
+      capacity: problems it holds; 0 switches it off and every hard problem is searched every time.
+      paths_per_problem: correct paths kept of a problem.
+      page_length: tokens of a page; a path has room for as many pages as the longest response takes.
+    """
+
+    capacity: int = 256
+    paths_per_problem: int = 4
+    page_length: int = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class RunSettings:
+    """One run.
+
+    Attributes:
+      seed: of everything random.
+      method: "deepsearch", or a baseline from the same trainer: "grpo" and "dapo" sample directly and take outcome
+        advantages; "dapo" also draws batches until its groups are mixed (rounds.dynamic_sampling_batches).
+      warm_start: optimizer of the supervised warm start of tasks that have one; its learning rate comes with the batch.
+      log_prob_chunk: tokens whose logits exist at a time in the training forward (memory: this times the vocabulary).
+      old_log_probs: "recompute" by the training forward, or from the "sampler".
+      num_devices: devices used; 0 takes all.
+      max_skipped_updates: non-finite updates in a row after which the run stops and saves the batch.
+    """
+
+    seed: int = 0
+    method: str = "deepsearch"
+    task: TaskSettings = TaskSettings()
+    model: ModelSettings = ModelSettings()
+    search: SearchSettings = SearchSettings()
+    rollout: RolloutSettings = RolloutSettings()
+    rounds: RoundSettings = RoundSettings()
+    filter: FilterSettings = FilterSettings()
+    cache: CacheSettings = CacheSettings()
+    advantage: AdvantageSettings = AdvantageSettings()
+    loss: LossSettings = LossSettings()
+    optimizer: UpdateSettings = UpdateSettings()
+    warm_start: UpdateSettings = UpdateSettings(warmup_steps=0, b2=0.99, weight_decay=0.01)
+    log_prob_chunk: int = 1024
+    pack: PackSettings = PackSettings()
+    degenerate: DegenerateSettings = DegenerateSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    old_log_probs: str = "recompute"
+    num_devices: int = 0
+    max_skipped_updates: int = 5
+
+    def __post_init__(self) -> None:
+        _check_choice("method", self.method, METHODS)
+        _check_choice("old_log_probs", self.old_log_probs, OLD_LOG_PROBS)
+        if self.method == "dapo" and self.rounds.dynamic_sampling_batches < 2:
+            raise ValueError(
+                f"method='dapo' draws until its groups are mixed, but rounds.dynamic_sampling_batches="
+                f"{self.rounds.dynamic_sampling_batches}; set at least 2, or method='grpo'"
+            )
+        if self.method != "deepsearch" and self.advantage.level != "outcome":
+            raise ValueError(
+                f"method={self.method!r} compares outcomes, but advantage.level={self.advantage.level!r}; "
+                "set advantage.level='outcome'"
+            )

@@ -1,0 +1,61 @@
+"""What a run is at a step boundary: arrays and counters. Saved together, restored together, nothing else matters."""
+
+import dataclasses
+from typing import Any
+
+import jax
+from flax import struct
+
+from deepsearch_jax.cache import SolutionCache
+from deepsearch_jax.training import TrainState
+
+
+@struct.dataclass
+class RunArrays:
+    """The arrays of a run.
+
+    Attributes:
+      train: parameters, optimizer state and their counters.
+      cache: solutions found by searches.
+      num_correct: [N] int32 correct direct samples of each training problem in the last filter it took part in; -1
+        where it never did.
+      subset: [N] bool the problems of the current round.
+    """
+
+    train: TrainState
+    cache: SolutionCache
+    num_correct: jax.Array
+    subset: jax.Array
+
+
+@dataclasses.dataclass
+class Position:
+    """Counters of a run; all that is not arrays.
+
+    Attributes:
+      saves: checkpoints written so far, their numbers.
+      warm_start_step: supervised steps done.
+      round_index: the current round.
+      is_filtered: whether the current round has chosen its problems.
+      step_in_round: training steps done in the current round.
+      step: training steps done in all.
+      evaluated_step: step of the last evaluation; -1 before the first.
+      generated_tokens: tokens sampled so far, whatever for.
+      trained_tokens: tokens that went through updates so far.
+      num_rows: metric rows written so far.
+      iterator: state of the problem iterator of the current round; empty before its first batch.
+      fingerprint: of the training problems.
+    """
+
+    saves: int = 0
+    warm_start_step: int = 0
+    round_index: int = 0
+    is_filtered: bool = False
+    step_in_round: int = 0
+    step: int = 0
+    evaluated_step: int = -1
+    generated_tokens: int = 0
+    trained_tokens: int = 0
+    num_rows: int = 0
+    iterator: dict[str, Any] = dataclasses.field(default_factory=dict)
+    fingerprint: str = ""

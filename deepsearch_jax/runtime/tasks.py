@@ -1,0 +1,187 @@
+"""What a run trains on: one small interface that any verifiable task can fill.
+
+A task knows its problems, turns one into prompt tokens, and scores response texts. `build_task` makes the tasks that
+ship with the project; a test or a user may hand the trainer any other object of this shape.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+from deepsearch_jax.data.arithmetic import ArithmeticSettings, ArithmeticTask
+from deepsearch_jax.data.problems import Problem, ProblemSettings, load_problem_set, split_problems
+from deepsearch_jax.data.prompts import PromptSettings, encode_prompts
+from deepsearch_jax.data.tokenizers import HFTokenizer, Tokenizer
+from deepsearch_jax.data.warm_start import num_warm_start_steps, stage_at, warm_start_batch
+from deepsearch_jax.types import TokenBatch
+from deepsearch_jax.verify import VerifySettings, make_scorer
+
+TASKS = ("arithmetic", "math")
+CORRECT_FROM = 1.0  # a response with this score or more counts as correct
+
+
+class Verdict(NamedTuple):
+    """What a task says of one response.
+
+    Attributes:
+      score: in [0, 1]; 1 is correct.
+      is_answered: whether the response holds an answer at all.
+    """
+
+    score: float
+    is_answered: bool
+
+
+class Task(Protocol):
+    """Problems, prompts and verdicts."""
+
+    @property
+    def train_problems(self) -> Sequence[Problem]:
+        """Problems to learn from."""
+
+    @property
+    def eval_problems(self) -> Sequence[Problem]:
+        """Held-out problems."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """What turns response tokens into text."""
+
+    def prompt(self, problem: Problem) -> list[int]:
+        """Token ids of everything that precedes the response."""
+
+    def score(self, items: Sequence[tuple[Problem, str]]) -> list[Verdict]:
+        """Verdicts of (problem, response text) pairs, in order; never raises for what a text says."""
+
+    def statistics(self) -> dict[str, Any]:
+        """Counters of the task so far (skipped prompts, time-outs of the verifier); logged with the metrics."""
+
+    def warm_start(self, step: int) -> tuple[TokenBatch, float] | None:
+        """Batch and learning rate of a supervised step before the rounds, None where the warm start has ended."""
+
+    def close(self) -> None:
+        """Ends worker processes, if there are any."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MathSettings:
+    """A task of problem files with checkable answers.
+
+    Attributes:
+      train: problem files to learn from.
+      evaluation: held-out problem files; without paths, `num_heldout` problems are split off the training ones.
+      num_heldout: see `evaluation`.
+      prompt: how a question is put to the model.
+      verify: how answers are compared.
+    """
+
+    train: ProblemSettings = ProblemSettings()
+    evaluation: ProblemSettings = ProblemSettings()
+    num_heldout: int = 128
+    prompt: PromptSettings = PromptSettings()
+    verify: VerifySettings = VerifySettings()
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskSettings:
+    """Which task, and the settings of each; only the named one is read.
+
+    Attributes:
+      name: "arithmetic" (embedded, made by a generator) or "math" (problem files).
+    """
+
+    name: str = "arithmetic"
+    arithmetic: ArithmeticSettings = ArithmeticSettings()
+    math: MathSettings = MathSettings()
+
+    def __post_init__(self) -> None:
+        if self.name not in TASKS:
+            raise ValueError(f"name={self.name!r} is not known; choose one of {', '.join(TASKS)}")
+
+
+class Arithmetic:
+    """Chains of additions and subtractions, every step checked, with a supervised warm start from nothing."""
+
+    def __init__(self, settings: ArithmeticSettings):
+        self._settings = settings
+        self._task = ArithmeticTask(settings)
+        self.train_problems = self._task.train_problems
+        self.eval_problems = self._task.heldout_problems
+        self.tokenizer = self._task.tokenizer
+
+    def prompt(self, problem: Problem) -> list[int]:
+        return self.tokenizer.encode(self._task.render(problem))
+
+    def score(self, items: Sequence[tuple[Problem, str]]) -> list[Verdict]:
+        return [
+            Verdict(self._task.score(problem, text), self._task.is_answered(problem, text)) for problem, text in items
+        ]
+
+    def statistics(self) -> dict[str, Any]:
+        return {}
+
+    def warm_start(self, step: int) -> tuple[TokenBatch, float] | None:
+        if step >= num_warm_start_steps(self._settings):
+            return None
+        return warm_start_batch(self._settings, step), stage_at(self._settings, step).learning_rate
+
+    def close(self) -> None:
+        pass
+
+
+class MathTask:
+    """Problems from files, a chat prompt, boxed answers compared by the verifier."""
+
+    def __init__(self, settings: MathSettings, model_path: str, seed: int):
+        """Raises: ValueError for a bad model directory or problem file, or if no prompt fits the limit."""
+        self.tokenizer: Tokenizer = HFTokenizer(model_path)
+        train = load_problem_set(settings.train)
+        if settings.evaluation.paths:
+            heldout = load_problem_set(settings.evaluation)
+        else:
+            train, heldout = split_problems(train, settings.num_heldout, seed)
+        self._prompts: dict[str, list[int]] = {}
+        self._num_skipped = 0
+        self.train_problems = self._encode(train, settings.prompt)
+        self.eval_problems = self._encode(heldout, settings.prompt)
+        self._scorer = make_scorer(settings.verify)
+
+    def _encode(self, problems: list[Problem], settings: PromptSettings) -> list[Problem]:
+        encoded = encode_prompts(problems, self.tokenizer, settings)
+        self._num_skipped += encoded.num_skipped
+        kept = [problems[index] for index in encoded.kept]
+        for problem, tokens, length in zip(kept, encoded.tokens, encoded.lengths, strict=True):
+            self._prompts[problem.id] = tokens[:length].tolist()
+        return kept
+
+    def prompt(self, problem: Problem) -> list[int]:
+        return self._prompts[problem.id]
+
+    def score(self, items: Sequence[tuple[Problem, str]]) -> list[Verdict]:
+        verdicts = self._scorer.score([(text, problem.answer) for problem, text in items])
+        return [Verdict(verdict.score, verdict.answer is not None) for verdict in verdicts]
+
+    def statistics(self) -> dict[str, Any]:
+        return {"skipped_prompts": self._num_skipped, **dataclasses.asdict(self._scorer.stats)}
+
+    def warm_start(self, step: int) -> None:
+        del step  # a pretrained model needs none
+
+    def close(self) -> None:
+        self._scorer.close()
+
+
+def build_task(settings: TaskSettings, model_path: str, seed: int) -> Task:
+    """The task of a run.
+
+    Raises:
+      ValueError: the math task without a model directory, or what the task itself complains of.
+    """
+    if settings.name == "arithmetic":
+        return Arithmetic(settings.arithmetic)
+    if not model_path:
+        raise ValueError(
+            "task.name='math' starts from a pretrained model, but model.path is empty; give the directory of a "
+            "Hugging Face checkpoint with --config.model.path=DIR"
+        )
+    return MathTask(settings.math, model_path, seed)

@@ -1,0 +1,353 @@
+"""A run from start to end: warm start, rounds of filter and training steps, evaluations, checkpoints, report.
+
+Everything that happens follows from (settings, arrays, position): a step draws its keys from counters, so a run that is
+killed and started again repeats the steps after its last checkpoint exactly.
+"""
+
+import dataclasses
+import pathlib
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from deepsearch_jax.cache import SolutionCache, init_cache, next_subset, remove
+from deepsearch_jax.data.iterator import ProblemIterator
+from deepsearch_jax.data.problems import Problem, fingerprint
+from deepsearch_jax.policy import ModelConfig
+from deepsearch_jax.runtime.checkpoints import Checkpoints
+from deepsearch_jax.runtime.device import problem_keys
+from deepsearch_jax.runtime.evaluate import summarise
+from deepsearch_jax.runtime.interrupt import Interrupted, StopRequest
+from deepsearch_jax.runtime.learning import Learner
+from deepsearch_jax.runtime.metrics import MetricsWriter
+from deepsearch_jax.runtime.progress import RemainingTime, Reporter, peak_memory_gib
+from deepsearch_jax.runtime.rollout_step import StepRollouts, sample_step
+from deepsearch_jax.runtime.rollouts import Purpose, Sampler
+from deepsearch_jax.runtime.settings import RunSettings
+from deepsearch_jax.runtime.state import Position, RunArrays
+from deepsearch_jax.runtime.tasks import Task
+from deepsearch_jax.types import Outcome
+
+_WARM_START_CHUNK = 50  # supervised steps between two looks at the clock and at stop requests
+
+
+class Trainer:
+    """One run in one workdir."""
+
+    def __init__(
+        self, settings: RunSettings, task: Task, model: ModelConfig, params: Any, workdir: pathlib.Path, *,
+        mesh: Mesh | None, reporter: Reporter, stop: StopRequest,
+    ):  # fmt: skip
+        """Starts anew or from the newest checkpoint of the workdir.
+
+        Raises:
+          ValueError: the training problems are not those of the run being resumed, or sizes do not fit.
+        """
+        self.settings, self.task, self.workdir, self.reporter, self._stop = settings, task, workdir, reporter, stop
+        self.problems: list[Problem] = list(task.train_problems)
+        self._keys = np.array([problem.key for problem in self.problems], np.int32)
+        self._run_key = jax.random.key(settings.seed)
+        self._checkpoints = Checkpoints(workdir, settings.checkpoint)
+        self._learner = Learner(settings, model, mesh, workdir)
+        self._sampler = Sampler(
+            task, model, settings.search, settings.rollout, run_key=self._run_key, mesh=mesh,
+            check_stop=stop.check, advance=reporter.advance,
+        )  # fmt: skip
+        identity = fingerprint(self.problems)
+        self.arrays = self._initial_arrays(params)
+        self.position = Position(fingerprint=identity)
+        if self._checkpoints.latest is not None:
+            self.arrays, record = self._checkpoints.restore(self.arrays)
+            self.position = Position(**record["position"])
+            if self.position.fingerprint != identity:
+                raise ValueError(
+                    f"the training problems are not those that the run in {workdir} was started with; "
+                    "restore the problem files or start in a new workdir"
+                )
+            reporter.line(f"resumed at step {self.position.step} (checkpoint {self._checkpoints.latest})")
+        self._sampler.generated_tokens = self.position.generated_tokens
+        self._iterator: ProblemIterator | None = None
+        self._metrics = MetricsWriter(workdir, self.position.num_rows)
+        self._saved = dataclasses.replace(self.position)
+        self._rollout_params: Any = None
+
+    def _initial_arrays(self, params: Any) -> RunArrays:
+        search, cache = self.settings.search, self.settings.cache
+        return RunArrays(
+            train=self._learner.init(params),
+            cache=init_cache(
+                max(cache.capacity, 1), cache.paths_per_problem, -(-search.max_response_length // cache.page_length),
+                cache.page_length,
+            ),
+            num_correct=jnp.full(len(self.problems), -1, jnp.int32),
+            subset=jnp.ones(len(self.problems), bool),
+        )  # fmt: skip
+
+    def run(self) -> None:
+        """Runs to the end, or until a stop is asked for; either way the state is saved.
+
+        Raises:
+          Interrupted: a stop was asked for and the state of the last finished step is on disk.
+        """
+        try:
+            self._warm_start()
+            rounds, total = self.settings.rounds, None
+            while self.position.round_index < rounds.num_rounds:
+                self._choose_problems()
+                steps = rounds.steps_per_round or self._batches.batches_per_epoch
+                total = total or RemainingTime(
+                    (rounds.num_rounds - self.position.round_index) * steps + self.position.step
+                    - self.position.step_in_round, self.position.step,
+                )  # fmt: skip
+                while self.position.step_in_round < steps:
+                    self._evaluate_if_due()
+                    self._step(total)
+                self._end_round()
+            self._evaluate_if_due(is_last=True)
+            self._save(wait=True)
+        except Interrupted as interrupted:
+            self.reporter.line(f"{interrupted}: saving step {self.position.step}")
+            self._save(wait=True)
+            raise
+
+    def close(self) -> None:
+        self._checkpoints.close()
+        self._metrics.close()
+
+    # Phases. Each one leaves `arrays` and `position` at a boundary only when it is complete.
+
+    def _warm_start(self) -> None:
+        if self.task.warm_start(self.position.warm_start_step) is None:
+            return
+        with self.reporter.phase("warm start"):
+            begin = self.position.warm_start_step
+            last_loss = jnp.float32(jnp.nan)
+            while (item := self.task.warm_start(self.position.warm_start_step)) is not None:
+                batch, learning_rate = item
+                train, last_loss = self._learner.supervised(self.arrays.train, batch, learning_rate)
+                self.arrays = dataclasses.replace(self.arrays, train=train)
+                self.position.warm_start_step += 1
+                if self.position.warm_start_step % _WARM_START_CHUNK == 0:
+                    self.reporter.advance(self.position.warm_start_step, f"loss {float(last_loss):.3f}")
+                    self._stop.check()
+        self.arrays = dataclasses.replace(self.arrays, train=self._learner.fresh_optimizer(self.arrays.train))
+        times, loss = self.reporter.take_times(), float(last_loss)
+        steps = self.position.warm_start_step
+        self._write("warm_start", {"loss": loss, "warm_start_steps": steps}, times)
+        self.reporter.line(f"warm start: {steps - begin} supervised steps, {sum(times.values()):.0f}s, loss {loss:.3f}")
+        self._save(wait=False)
+
+    def _choose_problems(self) -> None:
+        """The problems of the round: all, or those that direct samples of the present policy rarely solve (Eq. 8-9)."""
+        rounds = self.settings.rounds
+        if not self.position.is_filtered:
+            if rounds.filter_problems and (rounds.filter_first_round or self.position.round_index > 0):
+                self._filter()
+            self.position.is_filtered = True
+            self.position.iterator = {}
+            self._save(wait=False)
+        chosen = np.flatnonzero(np.asarray(self.arrays.subset))
+        self._batches = ProblemIterator(
+            chosen, batch_size=rounds.problems_per_step, seed=self.settings.seed,
+            round_index=self.position.round_index, fingerprint=self.position.fingerprint,
+        )  # fmt: skip
+        if self.position.iterator:
+            self._batches.set_state(self.position.iterator)
+
+    def _filter(self) -> None:
+        rounds, filtering, position = self.settings.rounds, self.settings.filter, self.position
+        counters = (position.round_index, 0)
+        pool = np.ones(len(self.problems), bool) if rounds.refilter == "all" else np.asarray(self.arrays.subset)
+        candidates = np.flatnonzero(pool)
+        if 0 < rounds.max_candidates < len(candidates):
+            seed = np.random.SeedSequence((self.settings.seed, position.round_index))
+            candidates = np.sort(np.random.default_rng(seed).permutation(candidates)[: rounds.max_candidates])
+        with self.reporter.phase("filter", len(candidates)):
+            groups = self._sampler.direct(
+                self._sampling_params(), [self.problems[i] for i in candidates], filtering.num_samples,
+                Purpose.FILTER, counters,
+            )  # fmt: skip
+        num_correct, num_samples = np.array(self.arrays.num_correct), np.zeros(len(self.problems), np.int32)
+        num_correct[candidates] = [group.num_correct for group in groups]
+        num_samples[candidates] = filtering.num_samples
+        key = problem_keys(self._run_key, int(Purpose.EASY), counters, jnp.zeros(1, jnp.int32))[0]
+        subset = np.asarray(
+            next_subset(key, jnp.asarray(self._keys), jnp.asarray(num_correct), jnp.asarray(num_samples),
+                        jnp.asarray(pool), filtering)
+        )  # fmt: skip
+        if not subset.any():
+            # Nothing is hard any more: the round works on all candidates rather than on nothing.
+            self.reporter.line("filter: no candidate is hard; the round takes all of them")
+            subset = np.isin(np.arange(len(self.problems)), candidates)
+        passed = self._keys[candidates][~subset[candidates]]
+        self.arrays = dataclasses.replace(
+            self.arrays, num_correct=jnp.asarray(num_correct), subset=jnp.asarray(subset),
+            cache=_forget(self.arrays.cache, passed) if self.settings.cache.capacity else self.arrays.cache,
+        )  # fmt: skip
+        position.generated_tokens = self._sampler.generated_tokens
+        rate = float(num_correct[candidates].sum() / (len(candidates) * filtering.num_samples))
+        values = {
+            "round": position.round_index, "candidates": len(candidates), "hard": int(subset.sum()),
+            "success_rate": rate, "cached": int((np.asarray(self.arrays.cache.problem_ids) >= 0).sum()),
+            "generated_tokens": position.generated_tokens,
+        }  # fmt: skip
+        times = self.reporter.take_times()
+        self._write("filter", values, times)
+        self.reporter.line(
+            f"round {position.round_index}: {values['hard']} of {len(candidates)} problems are hard "
+            f"(success rate {rate:.3f}), {values['cached']} cached, {sum(times.values()):.0f}s"
+        )
+
+    def _evaluate_if_due(self, *, is_last: bool = False) -> None:
+        every, position = self.settings.evaluation.every_steps, self.position
+        is_due = is_last or position.step == 0 or (every > 0 and position.step % every == 0)
+        if not is_due or position.evaluated_step == position.step:
+            return
+        evaluation = self.settings.evaluation
+        problems = list(self.task.eval_problems)[: evaluation.num_problems or None]
+        before = self._sampler.generated_tokens
+        with self.reporter.phase("evaluate", len(problems)):
+            groups = self._sampler.direct(
+                self._sampling_params(), problems, evaluation.num_samples, Purpose.EVALUATION, (0, 0),
+                temperature=evaluation.temperature, max_length=evaluation.max_length or None,
+            )  # fmt: skip
+        self._sampler.generated_tokens = before  # evaluation is not part of the training's token budget
+        values = {**summarise(groups), "generated_tokens": position.generated_tokens}
+        times = self.reporter.take_times()
+        position.evaluated_step = position.step
+        self._write("eval", values, times)
+        self.reporter.line(
+            f"step {position.step}: held-out pass@1 {values['pass_at_1']:.3f} "
+            f"[{values['pass_at_1_low']:.3f}, {values['pass_at_1_high']:.3f}] on {values['num_problems']} problems, "
+            f"{sum(times.values()):.0f}s"
+        )
+
+    def _step(self, remaining: RemainingTime) -> None:
+        position, before = self.position, self._sampler.generated_tokens
+        rollouts = self._sample()
+        with self.reporter.phase("update"):
+            train, learned = self._learner.learn(self.arrays.train, rollouts.groups)
+        self.arrays = dataclasses.replace(self.arrays, train=train, cache=rollouts.cache)
+        self._rollout_params = None
+        position.step += 1
+        position.step_in_round += 1
+        position.iterator = self._batches.get_state()
+        position.generated_tokens = self._sampler.generated_tokens
+        position.trained_tokens += int(learned["trained_tokens"])
+        values = {**_rollout_metrics(rollouts), **learned, "round": position.round_index}
+        values["step_tokens"] = position.generated_tokens - before
+        values |= {"generated_tokens": position.generated_tokens, "total_trained_tokens": position.trained_tokens}
+        times = self.reporter.take_times()
+        times["tokens_per_second"] = values["step_tokens"] / max(sum(times.values()), 1e-9)
+        self._write("train", values, times)
+        self._line(values, times, remaining)
+        self._learner.check_skipped(self.arrays.train)
+        if position.step % self.settings.checkpoint.every_steps == 0:
+            self._save(wait=False)
+        self._stop.check()
+
+    def _sample(self) -> StepRollouts:
+        """Responses to the next batch of problems; DAPO draws on until enough of its groups are mixed."""
+        rounds = self.settings.rounds
+        draws = rounds.dynamic_sampling_batches if self.settings.method == "dapo" else 1
+        counters = (self.position.round_index, self.position.step)
+        # A batch drawn by a step that is interrupted must come again: the drawing starts from the saved position.
+        if self.position.iterator:
+            self._batches.set_state(self.position.iterator)
+        kept: StepRollouts | None = None
+        seen: set[str] = set()
+        for _ in range(draws):
+            # Within one step a problem is sampled once: its keys would repeat the same responses.
+            problems = [p for p in (self.problems[i] for i in next(self._batches)) if p.id not in seen]
+            problems = list({problem.id: problem for problem in problems}.values())
+            if not problems:
+                break
+            seen |= {problem.id for problem in problems}
+            with self.reporter.phase("rollout", len(problems)):
+                drawn = sample_step(
+                    self._sampler, self._sampling_params(), self.arrays.cache, problems, counters, self.settings
+                )
+            if kept is not None:
+                drawn.groups = kept.groups + drawn.groups
+            kept = drawn
+            if draws > 1:
+                kept.groups = [g for g in kept.groups if 0 < g.num_correct < len(g.responses)]
+                if len(kept.groups) >= rounds.problems_per_step:
+                    kept.groups = kept.groups[: rounds.problems_per_step]
+                    break
+        assert kept is not None
+        return kept
+
+    def _end_round(self) -> None:
+        self.position.round_index += 1
+        self.position.step_in_round, self.position.is_filtered, self.position.iterator = 0, False, {}
+
+    # Helpers at the edge.
+
+    def _sampling_params(self) -> Any:
+        if self._rollout_params is None:
+            self._rollout_params = self._learner.sampling_params(self.arrays.train)
+        return self._rollout_params
+
+    def _write(self, kind: str, values: dict[str, Any], times: dict[str, float]) -> None:
+        machine = {**times, "peak_memory_gib": peak_memory_gib(), "cpu_seconds": time.process_time()}
+        machine |= {f"task_{name}": value for name, value in self.task.statistics().items()}
+        self._metrics.write(kind, self.position.step, values, machine)
+        self.position.num_rows = self._metrics.num_rows
+
+    def _line(self, values: dict[str, Any], times: dict[str, float], remaining: RemainingTime) -> None:
+        phases = " ".join(f"{k.removeprefix('seconds_')} {v:.1f}s" for k, v in times.items() if k.startswith("seconds"))
+        loss, entropy = ("-" if values[n] is None else f"{values[n]:.3f}" for n in ("loss", "entropy"))
+        self.reporter.line(
+            f"step {self.position.step} r{values['round']} | solved {values['solved_share']:.2f} "
+            f"reward {values['reward']:+.2f} loss {loss} entropy {entropy} "
+            f"| cached {values['cached_share']:.2f} dropped {values['dropped_groups']} | {phases} "
+            f"| {times['tokens_per_second']:.0f} tok/s | left {remaining.text(self.position.step)}"
+        )
+
+    def _save(self, *, wait: bool) -> None:
+        if dataclasses.replace(self.position, saves=self._saved.saves) == self._saved:
+            if wait:
+                self._checkpoints.wait()
+            return
+        self._metrics.sync()
+        self.position.saves += 1
+        record = {"position": dataclasses.asdict(self.position)}
+        self._checkpoints.save(self.position.saves, self.arrays, record, wait=wait)
+        self._saved = dataclasses.replace(self.position)
+
+
+@jax.jit
+def _forget(cache: SolutionCache, problem_ids: jax.Array) -> SolutionCache:
+    """Removes problems that are not hard any more (Eq. 10)."""
+    return jax.lax.scan(lambda carry, problem_id: (remove(carry, problem_id), None), cache, problem_ids)[0]
+
+
+def _rollout_metrics(rollouts: StepRollouts) -> dict[str, Any]:
+    groups, statistics = rollouts.groups, rollouts.statistics
+    responses = [response for group in groups for response in group.responses]
+    trees = max(statistics.trees, 1)
+    return {
+        "solved_share": _mean([group.num_correct > 0 for group in groups]),
+        "reward": _mean([response.reward for response in responses]),
+        "correct_share": _mean([response.outcome == Outcome.CORRECT for response in responses]),
+        "incomplete_share": _mean([response.outcome == Outcome.INCOMPLETE for response in responses]),
+        "response_length": _mean([len(response.tokens) for response in responses]),
+        "responses": len(responses),
+        "cached_share": rollouts.num_cached / max(len(groups), 1),
+        "trees": statistics.trees,
+        "tree_solved_share": statistics.solved / trees,
+        "tree_expansions": statistics.expansions / trees,
+        "tree_nodes": statistics.nodes / trees,
+        "tree_depth": statistics.depth / trees,
+        "tree_exhausted": statistics.exhausted,
+        "tree_out_of_budget": statistics.out_of_budget,
+    }
+
+
+def _mean(values: list[Any]) -> float:
+    return float(np.mean(values)) if values else 0.0

@@ -1,0 +1,67 @@
+"""The working directory of a run: one process at a time, one config, its versions written down."""
+
+import fcntl
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+from typing import Any
+
+from deepsearch_jax.config import differing_keys
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "chex", "numpy", "sympy", "math-verify", "grain")
+
+# Settings that may change between a stop and the next start: they say how long and how to report, not what is computed.
+_FREE_KEYS = ("rounds.num_rounds", "checkpoint.", "verify.num_workers", "tuning.")
+
+
+class Workdir:
+    """A locked directory; `close` gives the lock back (so does the end of the process)."""
+
+    def __init__(self, path: str | os.PathLike[str]):
+        """Creates the directory if needed and locks it.
+
+        Raises:
+          ValueError: the directory cannot be created or written, or another process runs in it.
+        """
+        self.path = pathlib.Path(path)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = open(self.path / ".lock", "a+", encoding="utf-8")  # noqa: SIM115 (held for the whole run)
+        except OSError as error:
+            raise ValueError(f"workdir {self.path} cannot be used ({error.strerror}); give a writable one") from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"workdir {self.path} is in use by another run; stop that one or choose another") from None
+
+    def record_config(self, config: dict[str, Any]) -> None:
+        """Saves the resolved config and package versions, or checks that they are those of the run being resumed.
+
+        Raises:
+          ValueError: the workdir belongs to another config; the message lists the keys that differ.
+        """
+        wanted = json.loads(json.dumps(config))
+        path = self.path / "config.json"
+        if path.exists():
+            saved = json.loads(path.read_text())
+            differing = [key for key in differing_keys(saved, wanted) if not key.split(":")[0].startswith(_FREE_KEYS)]
+            if differing:
+                raise ValueError(
+                    f"workdir {self.path} holds a run of another config; choose another workdir or undo these changes: "
+                    + "; ".join(differing)
+                )
+        write_json(path, wanted)
+        versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+        write_json(self.path / "versions.json", {"python": platform.python_version(), **versions})
+
+    def close(self) -> None:
+        self._lock.close()
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Writes JSON so that a reader sees the old file or the new one, never half of it."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, path)

@@ -1,0 +1,93 @@
+"""The paper's run: a 1.5B Qwen2 model on DeepMath with the authors' settings, every number of their scripts.
+
+Start it from any Hugging Face directory of a 1.5B Qwen2 model (the paper: Nemotron-Research-Reasoning-Qwen-1.5B v2)
+with --config.model.path=DIR. Sized for eight accelerators with 80 GB. Nothing of the project's own defaults differs
+from the authors' code here except what makes it correct; see "preset paper" in the README.
+"""
+
+import os
+
+from ml_collections import ConfigDict
+
+from deepsearch_jax.config import to_config
+from deepsearch_jax.runtime import RunSettings
+
+
+def get_config() -> ConfigDict:
+    """The settings of the authors' round scripts, as two rounds of 100 steps each."""
+    data = os.environ.get("DEEPSEARCH_DATA", "../shared/data")
+    config = to_config(RunSettings())
+    config.model.path = os.environ.get("DEEPSEARCH_MODEL_DIR", "")
+    config.model.remat = True  # gradient checkpointing
+    config.task.name = "math"
+    config.task.math.train.paths = (
+        f"{data}/train/deepmath_round0_pass00.jsonl.gz",
+        f"{data}/train/deepmath_round0_pass25.jsonl.gz",
+    )
+    config.task.math.train.exclude_file = f"{data}/exclude_ids.json"
+    config.task.math.evaluation.paths = (f"{data}/eval/aime25.jsonl.gz",)
+    config.task.math.prompt.max_prompt_length = 2048
+    config.task.math.verify.mode = "boxed"  # the authors' string comparison
+
+    # Tree: 64 segments of 256 tokens are 16384 tokens a response.
+    config.search.max_depth = 64
+    config.search.segment_length = 256
+    config.search.expansion_width = 8
+    config.search.num_trajectories = 8
+    config.search.capacity = 4097  # eight descents to the deepest level, eight children a node
+    config.search.exploration = 2.0
+    config.search.min_depth_weight = 0.1
+    config.search.incomplete_score = -1.0
+    config.search.frontier_value_weight = 0.4
+    config.search.frontier_entropy_weight = 0.0
+    config.search.frontier_depth_weight = 0.01
+    config.search.depth_bonus = "sqrt"
+    config.rollout.num_slots = 16
+    config.rollout.temperature = 1.0
+    config.rollout.top_p = 1.0
+    config.rollout.top_k = 0
+
+    # Advantages: mean only, soft clip 1 and 1, overlong buffer of 4096 tokens.
+    config.advantage.level = "node"
+    config.advantage.normalisation = "mean"
+    config.advantage.baseline = "final_values"
+    config.advantage.soft_clip_max = 1.0
+    config.advantage.soft_clip_temperature = 1.0
+    config.advantage.overlong_max_length = 16384
+    config.advantage.overlong_buffer = 4096
+    config.advantage.overlong_factor = 1.0
+    config.advantage.drop_uniform = False
+
+    config.loss.clip_low = 0.2
+    config.loss.clip_high = 0.28
+    config.loss.dual_clip = 10.0
+    config.loss.aggregation = "token_mean"
+    config.loss.entropy_coefficient = 0.0
+    config.old_log_probs = "recompute"
+    config.optimizer.learning_rate = 1e-6
+    config.optimizer.warmup_steps = 10
+    config.optimizer.weight_decay = 0.1
+    config.optimizer.max_grad_norm = 1.0
+    config.optimizer.micro_batch_rows = 1
+
+    # Rounds: 256 problems a step, 32 an update; the files of the first round are filtered already.
+    config.rounds.num_rounds = 2
+    config.rounds.steps_per_round = 100
+    config.rounds.problems_per_step = 256
+    config.rounds.problems_per_update = 32
+    config.rounds.group_size = 8
+    config.rounds.filter_first_round = False
+    config.rounds.refilter = "previous"
+    config.filter.num_samples = 4
+    config.filter.threshold = 0.25
+    config.filter.min_direct = 0  # a full cache leaves no direct rollout
+    config.cache.capacity = 2048
+    config.cache.paths_per_problem = 8
+    config.cache.page_length = 256
+    config.pack.min_rows = 8
+    config.pack.row_multiple = 1024
+
+    config.evaluation.num_samples = 32
+    config.evaluation.temperature = 0.6
+    config.checkpoint.every_steps = 5
+    return config

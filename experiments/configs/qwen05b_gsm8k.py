@@ -1,0 +1,88 @@
+"""Qwen2.5 0.5B on GSM8K: real weights, real problems. Needs --config.model.path=DIR (or DEEPSEARCH_MODEL_DIR).
+
+The problem files are found under DEEPSEARCH_DATA (default ../shared/data); any file with question and answer columns
+does, see the README. Variants: `gpu` (default) and `cpu`, sized for two cores; `grpo` and `dapo` are the baselines of
+the default on the same budget of trajectories.
+"""
+
+import os
+
+from ml_collections import ConfigDict
+
+from deepsearch_jax.config import to_config
+from deepsearch_jax.runtime import RunSettings
+
+VARIANTS = ("gpu", "cpu", "grpo", "dapo")
+
+
+def get_config(variant: str = "gpu") -> ConfigDict:
+    """Settings of the run. Raises: ValueError for a variant that does not exist."""
+    if variant not in VARIANTS:
+        raise ValueError(f"qwen05b_gsm8k has no variant {variant!r}; choose one of {', '.join(VARIANTS)}")
+    data = os.environ.get("DEEPSEARCH_DATA", "../shared/data")
+    config = to_config(RunSettings())
+    config.model.path = os.environ.get("DEEPSEARCH_MODEL_DIR", "")
+    config.model.remat = True
+    config.task.name = "math"
+    config.task.math.train.paths = (f"{data}/train/gsm8k_train.jsonl.gz",)
+    config.task.math.evaluation.paths = (f"{data}/eval/gsm8k_test.jsonl.gz",)
+    # A terse request: under the usual one half of this model's answers are longer than 256 tokens.
+    config.task.math.prompt.system_prompt = "You solve math problems. Be brief: a few short lines of calculation."
+    config.task.math.prompt.template = "{question}\nEnd with the final answer within \\boxed{}."
+    config.task.math.prompt.max_prompt_length = 320
+
+    config.search.segment_length = 64
+    config.search.max_depth = 6  # 384 tokens a response
+    config.search.expansion_width = 4
+    config.search.num_trajectories = 8
+    config.search.capacity = 129  # the root and 32 expansions of four
+    config.rollout.num_slots = 32
+    config.rounds.num_rounds = 4
+    config.rounds.steps_per_round = 50
+    config.rounds.problems_per_step = 32
+    config.rounds.max_candidates = 2048
+    config.rounds.refilter = "all"
+    config.filter.easy_share = 0.1
+    config.filter.min_direct = 4
+    config.cache.capacity = 2048
+    config.cache.page_length = 64
+    config.optimizer.learning_rate = 1e-6
+    config.optimizer.micro_batch_rows = 8
+    config.pack.min_rows = 32
+    config.pack.row_multiple = 128
+    config.evaluation.every_steps = 25
+    config.evaluation.num_problems = 256
+    config.evaluation.num_samples = 4
+
+    if variant in ("grpo", "dapo"):
+        config.method = variant
+        config.advantage.level = "outcome"
+        config.advantage.normalisation = "mean_std"
+        config.rounds.filter_problems = False
+    if variant == "dapo":
+        config.rounds.dynamic_sampling_batches = 4
+    if variant == "cpu":
+        config.search.segment_length = 32
+        config.search.max_depth = 6  # 192 tokens a response
+        config.search.expansion_width = 2
+        config.search.num_trajectories = 4
+        config.search.capacity = 33
+        config.rollout.num_slots = 4
+        config.rounds.group_size = 4
+        config.rounds.num_rounds = 1
+        config.rounds.steps_per_round = 6
+        config.rounds.problems_per_step = 4
+        config.rounds.max_candidates = 16
+        config.filter.min_direct = 2
+        config.cache.capacity = 64
+        config.cache.page_length = 32
+        config.optimizer.micro_batch_rows = 1
+        config.pack.min_rows = 4
+        config.pack.row_multiple = 64
+        config.log_prob_chunk = 128
+        config.evaluation.every_steps = 0
+        config.evaluation.num_problems = 8
+        config.evaluation.num_samples = 1
+        config.checkpoint.every_steps = 2
+        config.checkpoint.keep = 1
+    return config

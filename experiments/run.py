@@ -1,0 +1,55 @@
+"""Trains a policy: `python -m experiments.run --config=experiments/configs/NAME.py[:variant] --workdir=DIR`.
+
+The same command continues a run that was stopped. SIGTERM (or one Ctrl-C) saves and leaves with status 0.
+"""
+
+import difflib
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from deepsearch_jax.config import from_config, setting_names
+from deepsearch_jax.runtime import CheckpointError, RunSettings, TooManySkipped, run
+
+CONFIG = config_flags.DEFINE_config_file(
+    "config", help_string="Python file with get_config(); a variant follows a colon.", lock_config=True
+)
+WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run: config, metrics, checkpoints, curves.")
+
+
+def main(argv: list[str]) -> int:
+    if len(argv) > 1:
+        return _complain(f"unknown argument {argv[1]!r}; settings are given as --config.NAME=VALUE")
+    try:
+        config = CONFIG.value.to_dict()
+        run(from_config(RunSettings, config), config, str(WORKDIR.value))
+    except (ValueError, OSError, CheckpointError, TooManySkipped) as error:
+        return _complain(str(error))
+    return 0
+
+
+def parse(argv: list[str]) -> list[str]:
+    """Parses the flags; a misspelt setting is answered with the nearest one, without a traceback."""
+    names = setting_names(RunSettings)
+    for argument in argv[1:]:
+        name = argument.removeprefix("--").split("=")[0].removeprefix("config.")
+        if argument.startswith("--config.") and name not in names:
+            nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+            hint = f"did you mean config.{nearest[0]}?" if nearest else "see the settings classes in the README"
+            sys.exit(_complain(f"config.{name} is not a setting; {hint}"))
+    try:
+        return app.parse_flags_with_usage(argv)
+    except (ValueError, OSError) as error:  # from get_config: an unknown variant, a file that is not there
+        sys.exit(_complain(str(error)))
+
+
+def _complain(text: str) -> int:
+    print(f"error: {text}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "workdir"])
+    flags.FLAGS.set_default("verbosity", logging.WARNING)  # the libraries tell a lot at the usual level
+    app.run(main, flags_parser=parse)
