@@ -128,6 +128,42 @@ def test_workers_die_with_their_program(how, send, tmp_path):
     assert _wait_until_gone(pids) == []
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal is Linux's")
+def test_a_worker_that_cannot_notice_dies_with_its_program(tmp_path):
+    """A stopped worker reads no end of its pipe: only the kernel can end it."""
+    script = tmp_path / "program.py"
+    script.write_text(PROGRAM, encoding="utf-8")
+    command = [sys.executable, str(script), "plain"]
+    environment = os.environ | {"PYTHONPATH": os.getcwd()}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as program:
+        pids = [int(pid) for pid in program.stdout.readline().split()]
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        program.kill()
+    assert pids
+    assert _wait_until_gone(pids) == []
+
+
+@pytest.mark.parametrize("case", [(None, "7"), (r"\boxed{7}", 7)], ids=["response_text", "ground_truth"])
+def test_what_is_no_text_is_named(case, request):
+    with VerifierPool() as pool, pytest.raises(TypeError, match=request.node.callspec.id):
+        pool.submit(*case)
+
+
+def test_memory_is_limited_in_the_worker():
+    """A check that wants more than its share is an error of that check alone, and the pool goes on."""
+    from deepsearch_jax.verify.process import WorkerProcess
+
+    worker = WorkerProcess(memory_mb=700)
+    try:
+        with open(f"/proc/{worker.pid}/limits", encoding="ascii") as file:
+            limits = {line[:25].strip(): line[26:].split()[0] for line in file}
+    finally:
+        worker.kill()
+    assert int(limits["Max address space"]) == 700 * 2**20
+    assert int(limits["Max file size"]) == 0
+
+
 @pytest.mark.parametrize(
     ("name", "value"), [("mode", "maths"), ("num_workers", 0), ("deadline_s", 0.0), ("memory_mb", 8), ("recycle_mb", 1)]
 )
