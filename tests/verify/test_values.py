@@ -9,7 +9,9 @@ from deepsearch_jax.verify.parser import ParseError, parse
 from deepsearch_jax.verify.values import MAX_BITS, TooLarge, Undefined, exact
 
 
-@pytest.mark.parametrize("text", [f"2^{{{MAX_BITS + 1}}}", "1001!", r"\binom{100000}{50000}", "2^{4000}*2^{4000}*2^{4000}"])
+@pytest.mark.parametrize(
+    "text", [f"2^{{{MAX_BITS + 1}}}", "1001!", r"\binom{100000}{50000}", "2^{4000}*2^{4000}*2^{4000}"]
+)
 def test_a_number_beyond_the_limit_is_refused(text):
     with pytest.raises(TooLarge):
         exact(parse(text))
