@@ -47,10 +47,10 @@ def sample_token(key: jax.Array, logits: jax.Array, settings: DecodeSettings) ->
         scaled = cut_tail(logits / settings.temperature, settings.top_k, settings.top_p)
         masses = jax.nn.logsumexp(_in_blocks(scaled), axis=-1)
         normaliser = jax.nn.logsumexp(masses)
-    block_key, token_key = jax.random.split(key)
-    block = jax.random.categorical(block_key, masses)
-    inside = _in_blocks(scaled)[block]
-    token = block * inside.size + jax.random.categorical(token_key, inside)
+    blocks = _in_blocks(scaled)
+    noise = jax.random.gumbel(key, (sum(blocks.shape),))
+    block = jnp.argmax(masses + noise[: masses.size])
+    token = block * blocks.shape[1] + jnp.argmax(blocks[block] + noise[masses.size :])
     return Sample(token.astype(jnp.int32), logits[token] - raw_normaliser, scaled[token] - normaliser)
 
 

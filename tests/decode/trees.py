@@ -36,6 +36,8 @@ class Trees:
         self.settings, self.config, self.prompts = settings, config, [np.asarray(p) for p in prompts]
         self.params = random_params(config) if params is None else params
         self.num_slots = len(prompts)
+        self.longest = settings.max_prompt_length + (settings.max_depth + 1) * settings.segment_length
+        self.stacked = random_params() if "attention" not in self.params["layers"] else self.params
         room = settings.max_prompt_length
         pages = init_pages(config, self.num_slots, pages_per_slot, settings.segment_length, room)
         tokens = np.stack([np.pad(p, (0, room - len(p))) for p in self.prompts])
@@ -82,8 +84,9 @@ class Trees:
             prefix = self.prefix(slot, paths[slot])
             for k in range(self.settings.num_samples):
                 length = segments.lengths[slot, k]
-                tokens = np.concatenate([prefix, segments.tokens[slot, k]])  # padding behind changes nothing before
-                want = teacher_forced(self.config, self.params, jnp.array(tokens))
+                tokens = np.zeros(self.longest, np.int32)  # padding behind changes nothing before
+                tokens[: len(prefix) + length] = [*prefix, *segments.tokens[slot, k, :length]]
+                want = teacher_forced(self.config, self.stacked, jnp.array(tokens))
                 got = segments.log_probs[slot, k, :length]
                 np.testing.assert_allclose(got, want[len(prefix) : len(prefix) + length], atol=atol)
                 assert not segments.tokens[slot, k, length:].any()
