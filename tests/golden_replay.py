@@ -14,9 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 
 if __name__ == "__main__":
-    # The searches are small and of many configurations: nearly all of the time is compilation, so it is kept short.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
 
 import jax
 import jax.numpy as jnp

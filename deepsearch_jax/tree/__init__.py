@@ -8,7 +8,6 @@ from deepsearch_jax.tree.search import (
     Selection,
     backup_pass,
     batched_search_step,
-    choose_next,
     search_step,
 )
 from deepsearch_jax.tree.select import select_child, uct_scores
@@ -32,7 +31,6 @@ __all__ = [
     "can_be_selected",
     "candidates_at",
     "child_is_terminal",
-    "choose_next",
     "choose_terminal",
     "depth_bonus",
     "extract_trajectories",

@@ -13,13 +13,9 @@ from deepsearch_jax.types import Outcome
 
 def rewards_of(outcome: jax.Array, settings: SearchSettings) -> jax.Array:
     """The reward of each Outcome (Eq. 4); V, shape of `outcome`."""
-    rewards = {
-        Outcome.NONE: 0.0,
-        Outcome.CORRECT: 1.0,
-        Outcome.INCORRECT: -1.0,
-        Outcome.INCOMPLETE: settings.incomplete_score,
-    }
-    return jnp.array([rewards[each] for each in Outcome], settings.value_dtype)[outcome]
+    reward = jnp.where(outcome == Outcome.INCORRECT, -1.0, 0.0)
+    reward = jnp.where(outcome == Outcome.INCOMPLETE, settings.incomplete_score, reward)
+    return jnp.where(outcome == Outcome.CORRECT, 1.0, reward).astype(settings.value_dtype)
 
 
 def candidates_at(tree: Tree, node: jax.Array) -> jax.Array:
@@ -82,7 +78,7 @@ def backup(tree: Tree, leaf: jax.Array, settings: SearchSettings) -> Tree:
     chex.assert_rank([tree.value, leaf], [1, 0])
     found = leaf > ROOT
     at = jnp.maximum(leaf, ROOT)
-    path = jnp.concatenate([jnp.zeros((1,), jnp.int32), path_nodes(tree, leaf, settings)])
+    path = jnp.pad(path_nodes(tree, leaf, settings), (1, 0), constant_values=ROOT)
     on_path = found & (path >= ROOT)
     level = jnp.arange(path.size, dtype=jnp.int32)
     first = 1 if settings.root_counts_in_depth_weight else 0

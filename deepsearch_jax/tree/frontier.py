@@ -11,17 +11,12 @@ from deepsearch_jax.tree.state import NO_NODE, ROOT, Tree
 
 def depth_bonus(depth: jax.Array, settings: SearchSettings) -> jax.Array:
     """D(d) of Eq. 7: sqrt(d / d_T), ln(d + 1) or d itself; same shape as `depth`, V."""
+    depth = depth.astype(settings.value_dtype)
     if settings.depth_bonus == "sqrt":
-        table = jnp.sqrt(_depths(settings) / settings.max_depth)
-    elif settings.depth_bonus == "log":
-        table = jnp.log(_depths(settings) + 1.0)
-    else:
-        table = _depths(settings)
-    return table[depth]
-
-
-def _depths(settings: SearchSettings) -> jax.Array:
-    return jnp.arange(settings.max_depth + 1).astype(settings.value_dtype)
+        return jnp.sqrt(depth / settings.max_depth)
+    if settings.depth_bonus == "log":
+        return jnp.log(depth + 1.0)
+    return depth
 
 
 def frontier_scores(tree: Tree, settings: SearchSettings) -> jax.Array:

@@ -128,7 +128,7 @@ def init_tree(settings: SearchSettings) -> Tree:
         value=filled((N,), dtype=V),
         is_terminal=filled((N,), dtype="bool"),
         is_credited=filled((N,), dtype="bool"),
-        outcome=filled((N,), Outcome.NONE),
+        outcome=filled((N,), int(Outcome.NONE)),
         segment_lengths=filled((N,)),
         mean_nll=filled((N,), dtype="float32"),
         path_length=filled((N,)),
@@ -143,7 +143,7 @@ def init_tree(settings: SearchSettings) -> Tree:
         num_tokens=filled(()),
         num_passes=filled(()),
         current=filled((), ROOT),
-        status=filled((), SearchStatus.RUNNING),
+        status=filled((), int(SearchStatus.RUNNING)),
     )
 
 

@@ -4,6 +4,7 @@ The engine is scripted: the children of a node are the recorded ones, so all tha
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -134,17 +135,22 @@ def _look_after_pass(tree: Tree, key: jax.Array, settings: SearchSettings) -> tu
     return tree, _Seen(info, tree.current, wanted, tree.visit_count, tree.value, tree.status)
 
 
-# Settings are static, so each distinct configuration compiles once; the searches of one configuration share it.
-_add_children = jax.jit(search.add_children, static_argnames="settings", donate_argnames="tree")
-_backup_pass = jax.jit(_look_after_pass, static_argnames="settings", donate_argnames="tree")
-_extract = jax.jit(search.extract_trajectories, static_argnames="settings")
-_search_steps = jax.jit(search.batched_search_step, static_argnames="settings", donate_argnames="trees")
+# The searches are small and of many configurations, each of which compiles once: nearly all of the time is compilation.
+QUICK_COMPILE: dict[str, bool | int] = {"xla_backend_optimization_level": 0}
+if jax.__version_info__ < (0, 11):  # the option is gone in later versions
+    QUICK_COMPILE["xla_cpu_use_fusion_emitters"] = False
+_jit = functools.partial(jax.jit, static_argnames="settings", compiler_options=QUICK_COMPILE)
+_init = _jit(lambda settings: search.init_tree(settings))
+_add_children = _jit(search.add_children, donate_argnames="tree")
+_backup_pass = _jit(_look_after_pass, donate_argnames="tree")
+_extract = _jit(search.extract_trajectories)
+_search_steps = _jit(search.batched_search_step, donate_argnames="trees")
 
 
 def replay_events(trace: dict, settings: SearchSettings, script: Script) -> Tree:
     """Replays one search event by event, compares the state after each, and returns the final tree."""
     count, key = trace["n_nodes"], jax.random.key(0)
-    tree = search.init_tree(settings)
+    tree = _init(settings=settings)
     visits, values = np.zeros(count, np.int32), np.zeros(count)
     current, wanted, num_nodes, status = search.ROOT, settings.expansion_width, 1, SearchStatus.RUNNING
     for number, event in enumerate(trace["events"]):
@@ -237,7 +243,7 @@ def post_process(trajectories: search.Trajectories, params: dict, settings: Sear
 
 def run_steps(settings: SearchSettings, scripts: Sequence[Script]) -> Tree:
     """Runs the searches as one batch through the composed, jitted step until the last has ended."""
-    trees = jax.tree.map(lambda field: jnp.asarray(np.stack([field] * len(scripts))), search.init_tree(settings))
+    trees = jax.tree.map(lambda field: jnp.asarray(np.stack([field] * len(scripts))), _init(settings=settings))
     keys = jax.random.split(jax.random.key(0), len(scripts))
     while True:
         current = np.asarray(trees.current)
