@@ -74,23 +74,22 @@ class Checkpoints:
         except (OSError, ValueError, RuntimeError) as error:
             raise CheckpointError(self._complaint(number, error)) from error
 
-    def restore(self, like: T) -> tuple[T, dict[str, Any]]:
-        """The newest checkpoint: arrays with the structure, dtypes and shardings of `like`, and the record.
+    def restore_record(self) -> dict[str, Any]:
+        """The counters of the newest checkpoint.
 
         Raises:
-          ValueError: the checkpoint has another format version or other shapes than the config asks for.
+          ValueError: the checkpoint has another format version.
         """
-        number = self.latest
+        record = self._manager.restore(self.latest, args=ocp.args.Composite(record=ocp.args.JsonRestore())).record
+        if record["format"] != _FORMAT:
+            raise ValueError(f"checkpoint {self.latest} has format {record['format']}, this version reads {_FORMAT}")
+        return record
+
+    def restore_arrays(self, like: T) -> T:
+        """The arrays of the newest checkpoint, with the structure, dtypes and shardings of `like`."""
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        restored = self._manager.restore(
-            number,
-            args=ocp.args.Composite(arrays=ocp.args.StandardRestore(abstract), record=ocp.args.JsonRestore()),
-        )
-        if restored.record["format"] != _FORMAT:
-            raise ValueError(
-                f"checkpoint {number} has format {restored.record['format']}, this version reads {_FORMAT}"
-            )
-        return restored.arrays, restored.record
+        args = ocp.args.Composite(arrays=ocp.args.StandardRestore(abstract))
+        return self._manager.restore(self.latest, args=args).arrays
 
     def wait(self) -> None:
         """Returns when everything saved is on disk.

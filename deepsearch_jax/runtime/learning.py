@@ -15,6 +15,7 @@ from deepsearch_jax.runtime.groups import drop_unteachable, node_advantages, pac
 from deepsearch_jax.runtime.rollouts import Group, chunks
 from deepsearch_jax.runtime.settings import RunSettings
 from deepsearch_jax.training import (
+    LogProbFn,
     TrainState,
     check_rows,
     compute_log_probs,
@@ -42,8 +43,7 @@ class Learner:
             settings.optimizer,
             on_policy=settings.optimizer.on_policy or (is_one_update and settings.old_log_probs == "recompute"),
         )
-        # One object for the whole run: it is a static argument, and a new one would compile anew.
-        self._log_prob_fn = functools.partial(_log_probs, model=model, chunk_size=settings.log_prob_chunk)
+        self._log_prob_fn = _log_prob_fn(model, settings.log_prob_chunk)
         self._last_batch: TokenBatch | None = None
 
     def init(self, params: Any) -> TrainState:
@@ -124,6 +124,12 @@ class Learner:
             f"loss or gradient was not finite in {in_a_row} updates in a row; the last batch is in {path}. "
             "Lower optimizer.learning_rate or optimizer.max_grad_norm and go on from an earlier checkpoint"
         )
+
+
+@functools.cache
+def _log_prob_fn(model: ModelConfig, chunk_size: int) -> LogProbFn:
+    """One object per architecture: it is a static argument, and a new one would compile anew."""
+    return functools.partial(_log_probs, model=model, chunk_size=chunk_size)
 
 
 def _log_probs(

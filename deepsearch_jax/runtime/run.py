@@ -5,7 +5,7 @@ import pathlib
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
+from jax.sharding import AxisType, Mesh
 
 from deepsearch_jax.policy import ModelConfig, init_params, load_pretrained, save_pretrained
 from deepsearch_jax.runtime.interrupt import Interrupted, StopRequest
@@ -96,7 +96,10 @@ def build_mesh(num_devices: int) -> Mesh | None:
     if num_devices > len(available):
         raise ValueError(f"num_devices={num_devices}, but this machine has {len(available)}; 0 takes all of them")
     devices = available[: num_devices or len(available)]
-    return jax.make_mesh((len(devices),), ("data",), devices=devices) if len(devices) > 1 else None
+    if len(devices) == 1:
+        return None
+    # Automatic axes: the steps say their specs where they map over shards, the compiler places the rest.
+    return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
 
 
 def _headline(settings: RunSettings, task: Task, params: Any, mesh: Mesh | None) -> str:

@@ -61,13 +61,13 @@ class Trainer:
         self.arrays = self._initial_arrays(params)
         self.position = Position(fingerprint=identity)
         if self._checkpoints.latest is not None:
-            self.arrays, record = self._checkpoints.restore(self.arrays)
-            self.position = Position(**record["position"])
+            self.position = Position(**self._checkpoints.restore_record()["position"])
             if self.position.fingerprint != identity:
                 raise ValueError(
                     f"the training problems are not those that the run in {workdir} was started with; "
                     "restore the problem files or start in a new workdir"
                 )
+            self.arrays = self._checkpoints.restore_arrays(self.arrays)
             reporter.line(f"resumed at step {self.position.step} (checkpoint {self._checkpoints.latest})")
         self._sampler.generated_tokens = self.position.generated_tokens
         self._iterator: ProblemIterator | None = None

@@ -34,6 +34,7 @@ class Workdir:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            self._lock.close()
             raise ValueError(f"workdir {self.path} is in use by another run; stop that one or choose another") from None
 
     def record_config(self, config: dict[str, Any]) -> None:

@@ -1,0 +1,153 @@
+"""Rollouts on the device: what is sampled depends on the problem and on nothing else."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from deepsearch_jax.runtime import build_mesh, build_policy
+from deepsearch_jax.runtime.rollouts import Purpose, Sampler, outcome_of
+from deepsearch_jax.runtime.tasks import Verdict
+from deepsearch_jax.tree import SearchSettings
+from deepsearch_jax.types import Outcome
+from tests.runtime.conftest import tiny_settings
+from tests.runtime.parity import ParityTask
+
+SEARCH = SearchSettings(segment_length=3, max_depth=3, expansion_width=2, num_trajectories=3, capacity=15)
+
+
+@pytest.fixture(scope="module")
+def policy():
+    settings = tiny_settings()
+    return build_policy(settings.model, ParityTask(), SEARCH, seed=3)
+
+
+def make_sampler(policy, *, num_slots=4, num_devices=1, task=None, search=SEARCH):
+    rollout = dataclasses.replace(tiny_settings().rollout, num_slots=num_slots)
+    return Sampler(
+        task or ParityTask(), policy[0], search, rollout, run_key=jax.random.key(5),
+        mesh=build_mesh(num_devices), check_stop=lambda: None, advance=lambda done, detail: None,
+    )  # fmt: skip
+
+
+def by_problem(groups):
+    return {group.problem.id: [response.tokens.tolist() for response in group.responses] for group in groups}
+
+
+@pytest.fixture(scope="module")
+def searched(policy):
+    sampler = make_sampler(policy)
+    groups, statistics = sampler.search(policy[1], sampler.task.train_problems[:6], (0, 1))
+    return sampler, groups, statistics
+
+
+def test_a_search_credits_terminals_with_true_verdicts(searched):
+    sampler, groups, statistics = searched
+    assert [group.problem.id for group in groups] == [f"p{i}" for i in range(6)]
+    responses = [(group.problem, response) for group in groups for response in group.responses]
+    assert len(responses) >= 6
+    outcomes = set()
+    for problem, response in responses:
+        (verdict,) = sampler.task.score([(problem, response.text)])
+        cut_off = int(response.tokens[-1]) not in sampler.task.tokenizer.eos_ids
+        assert response.outcome == outcome_of(verdict, cut_off)
+        assert response.reward == (1.0 if response.outcome == Outcome.CORRECT else -1.0)
+        assert response.node_values[-1] == response.reward
+        assert len(response.tokens) == response.segment_lengths.sum() == len(response.log_probs)
+        outcomes.add(response.outcome)
+    assert len(outcomes) > 1  # or this test would see one kind of answer only
+    assert statistics.trees == 6
+    assert statistics.solved == sum(group.num_correct > 0 for group in groups)
+    assert statistics.tokens == sampler.generated_tokens
+
+
+def test_the_log_probs_of_a_search_are_those_of_the_policy(policy, searched):
+    from deepsearch_jax.policy import token_log_probs
+
+    _, groups, _ = searched
+    model, params = policy
+    for group in groups[:2]:
+        for response in group.responses[:2]:
+            tokens = np.array([[*group.prompt, *response.tokens]], np.int32)
+            log_probs, _ = token_log_probs(model, params, tokens, np.ones_like(tokens), chunk_size=64)
+            np.testing.assert_allclose(log_probs[0, len(group.prompt) :], response.log_probs, atol=1e-4)
+
+
+@pytest.mark.parametrize(("num_slots", "num_devices"), [(8, 1), (8, 8)])
+def test_trees_do_not_depend_on_slots_order_or_devices(policy, searched, num_slots, num_devices):
+    sampler = make_sampler(policy, num_slots=num_slots, num_devices=num_devices)
+    problems = list(reversed(sampler.task.train_problems[:6]))
+    groups, _ = sampler.search(policy[1], problems, (0, 1))
+    assert by_problem(groups) == by_problem(searched[1])
+
+
+def test_another_step_samples_anew(policy, searched):
+    sampler = make_sampler(policy)
+    groups, _ = sampler.search(policy[1], sampler.task.train_problems[:6], (0, 2))
+    assert by_problem(groups) != by_problem(searched[1])
+
+
+def test_direct_samples_differ_among_each_other_and_end_at_the_first_eos(policy):
+    sampler = make_sampler(policy)
+    groups = sampler.direct(policy[1], sampler.task.train_problems[:5], 4, Purpose.DIRECT, (0, 0))
+    assert [len(group.responses) for group in groups] == [4] * 5
+    eos = sampler.task.tokenizer.eos_ids[0]
+    for group in groups:
+        assert len({tuple(response.tokens) for response in group.responses}) > 1
+        for response in group.responses:
+            assert eos not in response.tokens[:-1]
+            assert len(response.tokens) == SEARCH.max_response_length or response.tokens[-1] == eos
+    assert sampler.generated_tokens == sum(len(r.tokens) for g in groups for r in g.responses)
+
+
+def test_purposes_do_not_share_noise(policy):
+    sampler = make_sampler(policy)
+    problems = sampler.task.train_problems[:4]
+    one = sampler.direct(policy[1], problems, 2, Purpose.DIRECT, (0, 0))
+    other = sampler.direct(policy[1], problems, 2, Purpose.FILTER, (0, 0))
+    assert by_problem(one) != by_problem(other)
+
+
+def test_a_tree_that_solves_nothing_still_yields_its_trajectories(policy):
+    sampler = make_sampler(policy, task=ParityTask(solvable=lambda problem: False))
+    groups, statistics = sampler.search(policy[1], sampler.task.train_problems[:4], (0, 1))
+    assert statistics.solved == 0
+    assert all(group.responses for group in groups)
+    assert {response.outcome for group in groups for response in group.responses} <= {
+        Outcome.INCORRECT, Outcome.INCOMPLETE,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("score", "is_answered", "is_cut_off", "outcome"),
+    [
+        (1.0, True, False, Outcome.CORRECT),
+        (1.0, True, True, Outcome.CORRECT),
+        (0.0, True, True, Outcome.INCORRECT),
+        (0.0, False, False, Outcome.INCORRECT),
+        (0.0, False, True, Outcome.INCOMPLETE),
+        (0.5, True, False, Outcome.INCORRECT),
+    ],
+)
+def test_outcomes(score, is_answered, is_cut_off, outcome):
+    assert outcome_of(Verdict(score, is_answered), is_cut_off) == outcome
+
+
+def test_slots_that_do_not_divide_the_devices_are_refused(policy):
+    with pytest.raises(ValueError, match="num_slots=6 cannot be shared by 8 devices; the next size that fits is 8"):
+        make_sampler(policy, num_slots=6, num_devices=8)
+
+
+def test_a_stop_request_ends_a_search(policy):
+    calls = []
+
+    def stop():
+        calls.append(1)
+        if len(calls) == 3:
+            raise InterruptedError
+
+    sampler = make_sampler(policy)
+    sampler._check_stop = stop
+    with pytest.raises(InterruptedError):
+        sampler.search(policy[1], sampler.task.train_problems[:6], (0, 1))

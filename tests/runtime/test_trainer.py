@@ -1,0 +1,224 @@
+"""Whole runs on a small task: what a step does, what stays out, and that a resumed run repeats an uninterrupted one."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from deepsearch_jax.runtime import build_mesh, build_policy
+from deepsearch_jax.runtime.interrupt import Interrupted, StopRequest
+from deepsearch_jax.runtime.metrics import MACHINE_KEY, read_rows
+from deepsearch_jax.runtime.progress import Reporter
+from deepsearch_jax.runtime.settings import RoundSettings
+from deepsearch_jax.runtime.trainer import Trainer
+from deepsearch_jax.types import Outcome
+from tests.runtime.conftest import tiny_settings
+from tests.runtime.parity import ParityTask
+
+SETTINGS = tiny_settings()
+
+
+class StopAt(StopRequest):
+    """Asks for a stop at the n-th look."""
+
+    def __init__(self, number):
+        super().__init__()
+        self.number = number
+
+    def check(self):
+        self.number -= 1
+        if self.number == 0:
+            raise Interrupted("test")
+
+
+def make_trainer(workdir, settings=SETTINGS, task=None, stop=None):
+    workdir.mkdir(exist_ok=True)
+    task = task or ParityTask()
+    model, params = build_policy(settings.model, task, settings.search, settings.seed)
+    return Trainer(
+        settings, task, model, params, workdir, mesh=build_mesh(settings.num_devices), reporter=Reporter(),
+        stop=stop or StopRequest(),
+    )  # fmt: skip
+
+
+def finish(trainer):
+    try:
+        trainer.run()
+    finally:
+        trainer.close()
+    return trainer
+
+
+def rows(workdir):
+    """All rows without what depends on the machine."""
+    return [{k: v for k, v in row.items() if k != MACHINE_KEY} for row in read_rows(workdir / "metrics.jsonl")]
+
+
+def assert_same_state(one, other):
+    jax.tree.map(np.testing.assert_array_equal, one.arrays, other.arrays)
+    saves = one.position.saves  # a stop saves once more
+    assert one.position == dataclasses.replace(other.position, saves=saves)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("whole")
+    return workdir, finish(make_trainer(workdir))
+
+
+def test_a_run_filters_searches_updates_and_evaluates(whole):
+    workdir, trainer = whole
+    kinds = [row["kind"] for row in rows(workdir)]
+    assert kinds == ["filter", "eval", "train", "train", "filter", "train", "train", "eval"]
+    trains = [row for row in rows(workdir) if row["kind"] == "train"]
+    assert [row["step"] for row in trains] == [1, 2, 3, 4]
+    assert [row["round"] for row in trains] == [0, 0, 1, 1]
+    assert sum(row["updates"] for row in trains) == int(trainer.arrays.train.step) > 0
+    assert any(row["tree_solved_share"] > 0 for row in trains)
+    assert trains[-1]["generated_tokens"] == trainer.position.generated_tokens
+    # Every generated token is one of a filter or of a step; evaluation is not counted.
+    steps = sum(row["step_tokens"] for row in trains)
+    assert 0 < steps < trainer.position.generated_tokens
+
+
+def test_on_policy_updates_have_ratio_one(whole):
+    trained = [row for row in rows(whole[0]) if row["kind"] == "train" and row["updates"]]
+    assert trained
+    for row in trained:
+        assert row["mean_ratio"] == pytest.approx(1.0, abs=1e-6)
+        assert row["max_abs_log_ratio"] == 0.0
+
+
+def test_correct_paths_of_searches_are_cached_and_used(tmp_path):
+    everything = dataclasses.replace(SETTINGS.rounds, filter_problems=False, num_rounds=1, steps_per_round=6)
+    settings = dataclasses.replace(SETTINGS, rounds=everything)
+    trainer = finish(make_trainer(tmp_path, settings, ParityTask(num_problems=4)))
+    trains = [row for row in rows(tmp_path) if row["kind"] == "train"]
+    # All four problems come in every step: what the first one solved is not searched in the second.
+    assert trains[0]["cached_share"] == 0.0
+    assert trains[0]["trees"] == 4
+    solved = round(trains[0]["tree_solved_share"] * 4)
+    assert solved > 0
+    assert trains[1]["trees"] == 4 - solved
+    assert trains[1]["cached_share"] == solved / 4
+    cache = trainer.arrays.cache
+    eos = trainer.task.tokenizer.eos_ids[0]
+    for slot in np.flatnonzero(np.asarray(cache.problem_ids) >= 0):
+        problem = trainer.problems[int(cache.problem_ids[slot])]
+        for p in range(int(cache.counts[slot])):
+            tokens = np.asarray(cache.tokens[slot, p]).reshape(-1)[: int(cache.lengths[slot, p])]
+            (verdict,) = trainer.task.score([(problem, trainer.task.tokenizer.decode(tokens.tolist()))])
+            assert verdict.score == 1.0
+            assert eos not in tokens[:-1]
+
+
+def test_problems_that_pass_the_filter_leave_the_subset_and_the_cache(tmp_path):
+    def can_be_solved(problem):
+        return problem.key % 2 == 0
+
+    filtering = dataclasses.replace(SETTINGS.filter, easy_share=0.0, num_samples=4, threshold=0.25)
+    rounds = RoundSettings(num_rounds=2, steps_per_round=2, problems_per_step=4, group_size=4, refilter="all")
+    settings = dataclasses.replace(SETTINGS, filter=filtering, rounds=rounds)
+    trainer = finish(make_trainer(tmp_path, settings, ParityTask(solvable=can_be_solved)))
+    num_correct, subset = np.asarray(trainer.arrays.num_correct), np.asarray(trainer.arrays.subset)
+    assert (num_correct[1::2] == 0).all()
+    assert subset[1::2].all()  # never solved, always hard
+    assert (num_correct[::2] > 0).any()
+    np.testing.assert_array_equal(subset, num_correct < 1)  # below 25 % of four samples
+    # The last filter ran before the last two steps; what they inserted is from hard problems only.
+    cached = np.asarray(trainer.arrays.cache.problem_ids)
+    assert all(subset[problem] for problem in cached[cached >= 0])
+
+
+@pytest.mark.parametrize("looks", [2, 5, 9, 14])
+def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(whole, tmp_path, looks):
+    with pytest.raises(Interrupted):
+        finish(make_trainer(tmp_path, stop=StopAt(looks)))
+    resumed = finish(make_trainer(tmp_path))
+    assert rows(tmp_path) == rows(whole[0])
+    assert_same_state(resumed, whole[1])
+
+
+def test_rows_written_after_the_last_checkpoint_are_written_again(whole, tmp_path):
+    """As after kill -9: the process dies with rows on disk that no checkpoint knows."""
+    trainer = make_trainer(tmp_path, dataclasses.replace(SETTINGS, checkpoint=dataclasses.replace(
+        SETTINGS.checkpoint, every_steps=100)))  # fmt: skip
+    trainer._save = lambda wait: None if trainer.position.step else Trainer._save(trainer, wait=wait)
+    finish(trainer)
+    assert len(rows(tmp_path)) == 8
+    resumed = make_trainer(tmp_path)
+    assert resumed.position.step == 0
+    finish(resumed)
+    assert rows(tmp_path) == rows(whole[0])
+    jax.tree.map(np.testing.assert_array_equal, resumed.arrays, whole[1].arrays)
+
+
+def test_a_finished_run_does_nothing_more(whole, tmp_path):
+    workdir, trainer = whole
+    before = (workdir / "metrics.jsonl").read_text()
+    again = finish(make_trainer(workdir))
+    assert (workdir / "metrics.jsonl").read_text() == before
+    assert_same_state(again, trainer)
+
+
+def test_other_problems_than_at_the_start_are_refused(whole):
+    with pytest.raises(ValueError, match="training problems are not those"):
+        make_trainer(whole[0], task=ParityTask(num_problems=11))
+
+
+@pytest.mark.parametrize("method", ["grpo", "dapo"])
+def test_baselines_sample_directly_with_outcome_advantages(tmp_path, method):
+    settings = dataclasses.replace(
+        SETTINGS,
+        method=method,
+        advantage=dataclasses.replace(SETTINGS.advantage, level="outcome", normalisation="mean_std"),
+        rounds=dataclasses.replace(
+            SETTINGS.rounds, num_rounds=1, filter_problems=False, dynamic_sampling_batches=3 if method == "dapo" else 1
+        ),
+    )
+    trainer = finish(make_trainer(tmp_path, settings))
+    trains = [row for row in rows(tmp_path) if row["kind"] == "train"]
+    assert all(row["trees"] == 0 and row["cached_share"] == 0 for row in trains)
+    assert int(trainer.arrays.train.step) == 2
+    if method == "dapo":
+        assert all(row["dropped_groups"] == 0 for row in trains)
+        assert all(row["trained_groups"] <= 4 for row in trains)
+
+
+def test_several_updates_a_step_use_the_old_policy(tmp_path):
+    rounds = dataclasses.replace(
+        SETTINGS.rounds, problems_per_update=2, num_rounds=1, filter_problems=False, steps_per_round=1
+    )
+    optimizer = dataclasses.replace(SETTINGS.optimizer, learning_rate=1e-2)
+    settings = dataclasses.replace(SETTINGS, rounds=rounds, optimizer=optimizer)
+    trainer = finish(make_trainer(tmp_path, settings))
+    (train,) = [row for row in rows(tmp_path) if row["kind"] == "train"]
+    assert train["updates"] == 2
+    assert int(trainer.arrays.train.step) == 2
+    assert train["max_abs_log_ratio"] > 1e-4  # the second update is off policy
+    assert 0 < train["max_decode_train_gap"] < 1e-4  # decode and training forward agree
+
+
+def test_the_config_of_the_readme_can_be_saved_as_json(tmp_path):
+    assert json.loads(json.dumps(dataclasses.asdict(SETTINGS)))["seed"] == 0
+
+
+def test_no_hard_problem_left_takes_all(tmp_path):
+    filtering = dataclasses.replace(SETTINGS.filter, easy_share=0.0, threshold=1e-9, num_samples=4)
+    settings = dataclasses.replace(
+        SETTINGS, filter=filtering, rounds=dataclasses.replace(SETTINGS.rounds, num_rounds=1, steps_per_round=1)
+    )
+
+    class AlwaysRight(ParityTask):
+        def score(self, items):
+            return [verdict._replace(score=1.0) for verdict in super().score(items)]
+
+    trainer = finish(make_trainer(tmp_path, settings, AlwaysRight()))
+    assert np.asarray(trainer.arrays.num_correct).min() == 4
+    assert np.asarray(trainer.arrays.subset).all()
+    (train,) = [row for row in rows(tmp_path) if row["kind"] == "train"]
+    assert train["updates"] == 0  # every group has equal rewards and is dropped
+    assert train["correct_share"] == 1.0
+    assert Outcome.CORRECT == 1

@@ -1,0 +1,45 @@
+"""The working directory: one run at a time, one config."""
+
+import json
+
+import pytest
+
+from deepsearch_jax.runtime.workdir import Workdir
+
+
+def test_a_second_run_in_the_same_workdir_is_refused(tmp_path):
+    first = Workdir(tmp_path / "run")
+    with pytest.raises(ValueError, match="in use by another run"):
+        Workdir(tmp_path / "run")
+    first.close()
+    Workdir(tmp_path / "run").close()
+
+
+def test_config_and_versions_are_written_down(tmp_path):
+    place = Workdir(tmp_path)
+    place.record_config({"seed": 1, "search": {"max_depth": 3, "names": ("a",)}})
+    place.close()
+    assert json.loads((tmp_path / "config.json").read_text()) == {"seed": 1, "search": {"max_depth": 3, "names": ["a"]}}
+    assert "jax" in json.loads((tmp_path / "versions.json").read_text())
+
+
+def test_another_config_is_refused_by_its_keys(tmp_path):
+    place = Workdir(tmp_path)
+    place.record_config({"seed": 1, "search": {"max_depth": 3}, "rounds": {"num_rounds": 2}})
+    with pytest.raises(ValueError, match="search.max_depth: 3 -> 4") as error:
+        place.record_config({"seed": 1, "search": {"max_depth": 4}, "rounds": {"num_rounds": 2}})
+    assert "seed" not in str(error.value)
+    place.close()
+
+
+def test_a_run_may_be_made_longer(tmp_path):
+    place = Workdir(tmp_path)
+    place.record_config({"rounds": {"num_rounds": 2}, "checkpoint": {"keep": 1}})
+    place.record_config({"rounds": {"num_rounds": 4}, "checkpoint": {"keep": 2}})
+    place.close()
+
+
+def test_a_workdir_that_cannot_be_made_is_a_clear_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="cannot be used"):
+        Workdir(tmp_path / "file" / "run")
