@@ -13,6 +13,7 @@ from typing import Any
 
 from deepsearch_jax.data.records import expand_paths, file_stem, kind, read_records
 
+_ANSWER_MARK = "####"  # GSM8K as published: the rationale, then "#### 72"
 _MAX_KEY = 2**31 - 1  # keys are int32 on the device; negative numbers mark free places there
 
 
@@ -25,7 +26,7 @@ class Problem:
         cache use it.
       id: the name the problem has in its file.
       question: the problem text.
-      answer: the known answer as text, never empty.
+      answer: the known answer as text, never empty; what follows the last "####" of the field, if any.
       source: where it comes from, for reports by source.
       metadata: the remaining columns.
     """
@@ -161,6 +162,8 @@ def _parse_record(
             wanted = _names(getattr(columns, name))
             raise ValueError(f"{place}: no field {wanted} for the {name}; the record has {_names(record)}")
         fields[name] = _text(value, place, column)
+        if name == "answer":
+            fields[name] = fields[name].rpartition(_ANSWER_MARK)[2].strip()
         if not fields[name].strip():
             raise ValueError(f"{place}: field {column!r} is empty; mend the row or exclude its id {id_value!r}")
         used.add(column)

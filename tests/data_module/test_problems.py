@@ -69,6 +69,14 @@ def test_columns_can_be_renamed_and_nested(tmp_path):
         load_problems(path, columns=Columns(question=("prompt",), answer=("n",), id=("key",)))
 
 
+def test_an_answer_behind_its_rationale_is_found(tmp_path):
+    rows = [{"question": "q", "answer": "48/2 = 24. #### no\n#### 72"}, {"question": "r", "answer": "#### "}]
+    path = write_lines(tmp_path / "gsm8k.jsonl", rows[:1])
+    assert [problem.answer for problem in load_problems(path)] == ["72"]
+    with pytest.raises(ValueError, match="'answer' is empty"):
+        load_problems(write_lines(tmp_path / "empty.jsonl", rows))
+
+
 def test_rows_without_id_are_named_after_file_and_row(tmp_path):
     path = write_lines(
         tmp_path / "plain.jsonl", ["", {"question": "Q", "answer": "1"}, {"problem": "R", "answer": "2"}]
