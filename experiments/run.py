@@ -19,6 +19,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run: config, me
 
 
 def main(argv: list[str]) -> int:
+    logging.set_verbosity(flags.FLAGS.verbosity)
     if len(argv) > 1:
         return _complain(f"unknown argument {argv[1]!r}; settings are given as --config.NAME=VALUE")
     try:
@@ -39,9 +40,11 @@ def parse(argv: list[str]) -> list[str]:
             hint = f"did you mean config.{nearest[0]}?" if nearest else "see the settings classes in the README"
             sys.exit(_complain(f"config.{name} is not a setting; {hint}"))
     try:
-        return app.parse_flags_with_usage(argv)
-    except (ValueError, OSError) as error:  # from get_config: an unknown variant, a file that is not there
-        sys.exit(_complain(str(error)))
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        # What get_config raised comes as the text of a whole traceback; its last line is what the user needs.
+        lines = str(error).strip().splitlines()
+        sys.exit(_complain(lines[-1].strip() if "Traceback" in str(error) else " ".join(lines)))
 
 
 def _complain(text: str) -> int:

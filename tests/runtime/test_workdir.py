@@ -26,7 +26,7 @@ def test_config_and_versions_are_written_down(tmp_path):
 def test_another_config_is_refused_by_its_keys(tmp_path):
     place = Workdir(tmp_path)
     place.record_config({"seed": 1, "search": {"max_depth": 3}, "rounds": {"num_rounds": 2}})
-    with pytest.raises(ValueError, match="search.max_depth: 3 -> 4") as error:
+    with pytest.raises(ValueError, match=r"search\.max_depth: 3 -> 4") as error:
         place.record_config({"seed": 1, "search": {"max_depth": 4}, "rounds": {"num_rounds": 2}})
     assert "seed" not in str(error.value)
     place.close()
