@@ -24,7 +24,7 @@ from deepsearch_jax.objective.advantages import token_advantages
 from deepsearch_jax.objective.settings import LossSettings
 from deepsearch_jax.objective.tree_grpo import reduce_loss, tree_grpo_loss
 from deepsearch_jax.verify.boxed import score_boxed
-from tests.tree.replay import Mismatch, expect, replay_group, settings_of
+from tests.tree.replay import QUICK_COMPILE, Mismatch, expect, replay_group, settings_of
 
 TOLERANCE = 1e-5
 
@@ -62,7 +62,8 @@ def replay_loss(case: dict) -> None:
     def loss_of(log_probs: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         return reduce_loss(tree_grpo_loss(log_probs, old, advantages, mask, None, settings))
 
-    (_, metrics), gradient = jax.value_and_grad(loss_of, has_aux=True)(new)
+    gradient_of = jax.jit(jax.value_and_grad(loss_of, has_aux=True), compiler_options=QUICK_COMPILE)
+    (_, metrics), gradient = gradient_of(new)
     for name, wanted in case["outputs"].items():
         expect(name, gradient if name == "grad_log_prob" else metrics[name], wanted, TOLERANCE)
 

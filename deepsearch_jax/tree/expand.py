@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from deepsearch_jax.tree.settings import SearchSettings
-from deepsearch_jax.tree.state import ROOT, Tree
+from deepsearch_jax.tree.state import NO_NODE, ROOT, Tree
 from deepsearch_jax.types import Outcome, Segments
 
 
@@ -116,10 +116,9 @@ def add_children(tree: Tree, segments: Segments, outcomes: jax.Array, settings: 
     entropies = _entropies(tree, node, segments, is_terminal, settings)
     start = jnp.where(width > 0, tree.num_nodes, settings.capacity)  # out of bounds: the write is dropped
 
-    def write(field: jax.Array, rows: jax.Array) -> jax.Array:
-        """Writes [K, ...] rows at slots start, start + 1, ...; rows that are not new keep what the free slot holds."""
-        free = field[jnp.minimum(start + ranks, settings.capacity - 1)]
-        new = jnp.where(is_new.reshape(is_new.shape + (1,) * (rows.ndim - 1)), rows.astype(field.dtype), free)
+    def write(field: jax.Array, rows: jax.Array, free: int = 0) -> jax.Array:
+        """Writes [K, ...] rows at slots start, start + 1, ...; where a row is not new, what a free slot holds."""
+        new = jnp.where(is_new.reshape(is_new.shape + (1,) * (rows.ndim - 1)), rows, free).astype(field.dtype)
         window = tuple(range(rows.ndim))
         return lax.scatter(
             field,
@@ -136,8 +135,8 @@ def add_children(tree: Tree, segments: Segments, outcomes: jax.Array, settings: 
     children = tree.children.at[node, places].set(tree.num_nodes + ranks, mode="drop")
     return dataclasses.replace(
         tree,
-        parent=write(tree.parent, jnp.broadcast_to(node, ranks.shape)),
-        child_rank=write(tree.child_rank, first_rank + ranks),
+        parent=write(tree.parent, jnp.broadcast_to(node, ranks.shape), free=NO_NODE),
+        child_rank=write(tree.child_rank, first_rank + ranks, free=NO_NODE),
         children=children,
         num_children=tree.num_children.at[node].add(width),
         depth=write(tree.depth, jnp.broadcast_to(tree.depth[node] + 1, ranks.shape)),
