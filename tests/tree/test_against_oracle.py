@@ -63,7 +63,12 @@ def same_search(tree, search: Search) -> None:
     np.testing.assert_array_equal(np.argsort(tree.preorder[:count]), order)
 
 
-@pytest.mark.parametrize("name", SWITCHES)
+# The rest of the switches is met by the recorded sample or by a combination that is not slow.
+SLOW = {"dynamic_uct", "quirks", "small_capacity"}
+CASES = [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in SWITCHES]
+
+
+@pytest.mark.parametrize("name", CASES)
 def test_random_searches_are_those_of_plain_objects(name):
     with jax.enable_x64(True):
         settings = SearchSettings(**{**SMALL, "value_dtype": "float64", **SWITCHES[name]})

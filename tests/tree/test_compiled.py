@@ -22,14 +22,14 @@ def test_eight_devices_give_the_trees_of_one(mode, axis_type):
     mesh = jax.make_mesh((8,), ("problem",), axis_types=(axis_type,))
     spread = functools.partial(jax.device_put, device=NamedSharding(mesh, PartitionSpec("problem")))
     step = jax.jit(batched_search_step, static_argnames="settings", donate_argnames="trees")
-    trees, keys = spread(new_trees(settings, 8)), spread(jax.random.split(jax.random.key(0), 8))
-    for number in range(6):
-        trees = step(trees, *spread(stacked_draws(settings, range(8), number)), keys, settings=settings)
-    assert len(trees.value.sharding.device_set) == 8
-    assert len(trees.tokens.sharding.device_set) == 8
+    with jax.set_mesh(mesh):  # explicit axes are resolved against the mesh in force
+        trees, keys = spread(new_trees(settings, 8)), spread(jax.random.split(jax.random.key(0), 8))
+        for number in range(6):
+            trees = step(trees, *spread(stacked_draws(settings, range(8), number)), keys, settings=settings)
+        got = jax.jit(jax.vmap(functools.partial(extract_trajectories, settings=settings)))(trees)
+    for field in (trees.value, trees.tokens, got.tokens):
+        assert len(field.sharding.device_set) == 8
     chex.assert_trees_all_close(jax.device_get(trees), jax.device_get(wanted), rtol=1e-6)
-    got = jax.jit(jax.vmap(functools.partial(extract_trajectories, settings=settings)))(trees)
-    assert len(got.tokens.sharding.device_set) == 8
 
 
 @pytest.mark.parametrize("mode", MODES)
