@@ -124,4 +124,6 @@ def test_trajectories_are_the_paths_of_the_objects():
         assert got.score[number] == leaf.reward
         np.testing.assert_allclose(got.entropy[number], leaf.surprise, rtol=1e-6)
     assert not got.tokens[~got.valid].any()
+    assert not got.node_values[got.path < 0].any()
+    assert not got.segment_lengths[got.path < 0].any()
     assert (got.path[~got.valid] == -1).all()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from deepsearch_jax.tree import SearchSettings, batched_search_step, extract_trajectories, search_step
+from deepsearch_jax.tree import SearchSettings, batched_search_step, extract_trajectories, init_tree, search_step
 from tests.tree.scripted import SMALL, grown_trees, new_trees, stacked_draws
 
 MODES = {"frontier": {}, "uct": {"backtrace": "uct"}}
@@ -35,6 +35,8 @@ def test_eight_devices_give_the_trees_of_one(mode, axis_type):
 @pytest.mark.parametrize("mode", MODES)
 def test_a_search_is_traced_once(mode):
     settings = SearchSettings(**{**SMALL, **MODES[mode]})
+    # A weakly typed field would come back strongly typed, and the second step would compile anew.
+    assert not any(field.weak_type for field in jax.tree.leaves(init_tree(settings)))
     chex.clear_trace_counter()
     counted = chex.assert_max_traces(n=1)(batched_search_step)
     step = jax.jit(counted, static_argnames="settings", donate_argnames="trees")
