@@ -51,18 +51,14 @@ class WarmStartStage:
                 raise ValueError(f"{name}={value} must lie in [0, 1]")
 
 
-def _short_and_long(share_long: float) -> tuple[float, ...]:
-    return (*[(1 - share_long) / 4] * 4, *[share_long / 4] * 4)
-
-
-_ALL = (1, 2, 3, 4, 5, 6, 7, 8)
-# The pilot study's curriculum: long chains come in slowly, then noise makes the policy calibrated but rarely right.
+# Chains of one and two steps teach the step itself at a third of the cost of long ones. (One step alone would not: a
+# policy then reads the value off the prompt, which later steps cannot.) Longer chains follow, and noise at the end
+# makes the policy calibrated but rarely right.
+_SHORT, _ALL = (1, 2), (1, 2, 3, 4, 5)
 DEFAULT_STAGES = (
-    WarmStartStage(num_steps=500, learning_rate=4e-3, lengths=(1, 2, 3, 4)),
-    WarmStartStage(num_steps=200, learning_rate=4e-3, lengths=_ALL, weights=_short_and_long(0.06)),
-    WarmStartStage(num_steps=150, learning_rate=2e-3, lengths=_ALL, weights=_short_and_long(0.3)),
-    WarmStartStage(num_steps=160, learning_rate=2e-3, lengths=_ALL[1:], plus_noise=0.15, minus_noise=0.4),
-    WarmStartStage(num_steps=80, learning_rate=2e-3, lengths=_ALL[1:], plus_noise=0.42, minus_noise=0.6),
+    WarmStartStage(num_steps=450, learning_rate=2e-3, lengths=_SHORT),
+    WarmStartStage(num_steps=150, learning_rate=2e-3, lengths=_ALL),
+    WarmStartStage(num_steps=100, learning_rate=1e-3, lengths=_ALL, plus_noise=0.35, minus_noise=0.5),
 )
 
 
@@ -75,7 +71,7 @@ class ArithmeticSettings:
     max_value: int = 99  # largest one
     min_operand: int = 1
     max_operand: int = 9
-    problem_lengths: tuple[int, ...] = (6, 7, 8)  # steps of the problems to be learned, equally many of each
+    problem_lengths: tuple[int, ...] = (3, 4, 5)  # steps of the problems to be learned, equally many of each
     num_train_problems: int = 1024
     num_heldout_problems: int = 192
     heldout_share: float = 0.1  # of all chains there are; never seen in training, warm start included
@@ -158,6 +154,15 @@ def write_solutions(chains: Chains, values: np.ndarray) -> list[str]:
         "".join(f"{operand:+d}={value}" for operand, value in zip(row[:length], written)) + EOS
         for row, written, length in zip(chains.operands, values, chains.lengths)
     ]
+
+
+def opened(prompt: str) -> str:
+    """What the policy continues: `27+8-3:` becomes `27+8-3:27`, so that the first step looks like all later ones.
+
+    A value, an operation, its result: with the start repeated, a small model learns one kind of step instead of two.
+    """
+    start = re.match(r"\d+", prompt)
+    return prompt + (start[0] if start else "")
 
 
 def gold_solution(prompt: str) -> str:
@@ -255,7 +260,7 @@ class ArithmeticTask:
         return max_response_length(self.settings.problem_lengths, self.settings)
 
     def render(self, problem: Problem) -> str:
-        return prompt_text(problem.question, self.prompt_settings)
+        return opened(prompt_text(problem.question, self.prompt_settings))
 
     def score(self, problem: Problem, response: str) -> float:
         """1.0 if every step is right, else 0.0."""
@@ -268,8 +273,8 @@ class ArithmeticTask:
 
 
 def max_prompt_length(lengths: Sequence[int], settings: ArithmeticSettings) -> int:
-    """Characters of the longest prompt with chains of these lengths."""
-    return len(str(settings.max_value)) + max(lengths) * (1 + len(str(settings.max_operand))) + 1
+    """Characters of the longest opened prompt with chains of these lengths."""
+    return 2 * len(str(settings.max_value)) + max(lengths) * (1 + len(str(settings.max_operand))) + 1
 
 
 def max_response_length(lengths: Sequence[int], settings: ArithmeticSettings) -> int:

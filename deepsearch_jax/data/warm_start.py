@@ -12,6 +12,7 @@ from deepsearch_jax.data.arithmetic import (
     is_heldout,
     max_prompt_length,
     max_response_length,
+    opened,
     sample_chains,
     write_prompts,
     write_solutions,
@@ -51,7 +52,11 @@ def warm_start_batch(settings: ArithmeticSettings, step: int) -> TokenBatch:
     lengths = rng.choice(stage.lengths, settings.warm_start_batch_size, p=weights / weights.sum())
     chains = _training_chains(rng, lengths, settings)
     values = noisy_values(rng, chains, stage.plus_noise, stage.minus_noise, settings)
-    return _token_batch(write_prompts(chains), write_solutions(chains, values), row_length(stage, settings))
+    return _token_batch(
+        [opened(prompt) for prompt in write_prompts(chains)],
+        write_solutions(chains, values),
+        row_length(stage, settings),
+    )
 
 
 def _training_chains(rng: np.random.Generator, lengths: np.ndarray, settings: ArithmeticSettings) -> Chains:

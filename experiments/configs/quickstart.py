@@ -19,21 +19,21 @@ def get_config(variant: str = "deepsearch") -> ConfigDict:
 
     # Search: a segment is one written step (`+8=35`); a pilot study found width 2 and a confident frontier best here.
     config.search.segment_length = 5
-    config.search.max_depth = 9
+    config.search.max_depth = 6  # five steps, and one segment for the end of the response
     config.search.expansion_width = 2
     config.search.num_trajectories = 8
-    config.search.capacity = 81  # the root and 40 expansions of two
+    config.search.capacity = 61  # the root and 30 expansions of two
     config.search.frontier_entropy_weight = -3.0  # prefer segments the policy was sure of
 
     config.rollout.num_slots = 64
     config.rollout.prompt_multiple = 32
-    config.rollout.path_multiple = 9
+    config.rollout.path_multiple = 6
     config.rounds.num_rounds = 2
-    config.rounds.steps_per_round = 20
+    config.rounds.steps_per_round = 30
     config.rounds.problems_per_step = 16
     config.rounds.max_candidates = 256
     config.rounds.refilter = "all"
-    config.cache.page_length = 45
+    config.cache.page_length = 30
     config.filter.easy_share = 0.25
     config.filter.min_direct = 4
 
