@@ -19,7 +19,8 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run: config, me
 
 
 def main(argv: list[str]) -> int:
-    logging.set_verbosity(flags.FLAGS.verbosity)
+    if not any(argument.startswith("--verbosity") for argument in sys.argv):
+        logging.set_verbosity(logging.WARNING)  # the libraries tell a lot at the usual level
     if len(argv) > 1:
         return _complain(f"unknown argument {argv[1]!r}; settings are given as --config.NAME=VALUE")
     try:
@@ -54,5 +55,4 @@ def _complain(text: str) -> int:
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "workdir"])
-    flags.FLAGS.set_default("verbosity", logging.WARNING)  # the libraries tell a lot at the usual level
     app.run(main, flags_parser=parse)

@@ -21,12 +21,12 @@ from deepsearch_jax.tree import (
     SearchStatus,
     Trajectories,
     Tree,
+    batched_search_step,
     child_is_terminal,
     extract_trajectories,
     init_tree,
     path_nodes,
     path_tokens,
-    search_step,
 )
 from deepsearch_jax.types import Segments
 
@@ -185,8 +185,7 @@ def advance_trees(
     def body(trees: Tree, segments: Segments, outcomes: jax.Array, prompts: Prompts) -> tuple[Tree, Any, Any]:
         # Children use the counters below the capacity, so this key is nobody else's.
         keys = jax.vmap(jax.random.fold_in)(prompts.keys, search.capacity + trees.num_nodes)
-        step = functools.partial(search_step, settings=search)
-        trees = jax.vmap(step)(trees, segments, outcomes, keys)
+        trees = batched_search_step(trees, segments, outcomes, keys, search)
         current = jnp.maximum(trees.current, ROOT)
         depth = jnp.take_along_axis(trees.depth, current[:, None], axis=1)[:, 0]
         return trees, trees.status, depth

@@ -136,7 +136,11 @@ class Sampler:
         self, task: Task, model: ModelConfig, search: SearchSettings, rollout: RolloutSettings, *, run_key: jax.Array,
         mesh: Mesh | None, check_stop: Callable[[], None], advance: Callable[[float, str], None],
     ):  # fmt: skip
-        """`check_stop` may raise between device calls; `advance(done, detail)` reports progress."""
+        """`check_stop` may raise between device calls; `advance(done, detail)` reports progress.
+
+        Raises:
+          ValueError: slots that the devices cannot share, or responses longer than the model's positions.
+        """
         devices = 1 if mesh is None else mesh.size
         if rollout.num_slots % devices:
             raise ValueError(
@@ -146,6 +150,11 @@ class Sampler:
         self.task, self.model, self.search_settings, self.rollout = task, model, search, rollout
         self.run_key, self._mesh = run_key, mesh
         self._check_stop, self._advance = check_stop, advance
+        longest = max(len(task.prompt(problem)) for problem in (*task.train_problems, *task.eval_problems))
+        dataclasses.replace(
+            self._decode_settings(search.expansion_width, search.segment_length),
+            max_prompt_length=longest, max_depth=search.max_depth,
+        ).check_fits(model)  # fmt: skip
         self._sharding = None if mesh is None else NamedSharding(mesh, device.ROWS)
         self.generated_tokens = 0  # every token sampled so far, whatever for; the caller saves and restores it
 

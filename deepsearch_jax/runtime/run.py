@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 from typing import Any
 
 import jax
@@ -18,6 +19,7 @@ from deepsearch_jax.runtime.trainer import Trainer
 from deepsearch_jax.runtime.workdir import Workdir
 from deepsearch_jax.tree import SearchSettings
 
+_TOKENIZER_FILES = ("tokenizer", "vocab", "merges", "chat_template", "special_tokens", "added_tokens")
 _PARAMS_STREAM = 2**31 - 1  # counter of the key that fresh parameters are drawn with; no purpose of a sampler
 
 
@@ -48,6 +50,8 @@ def run(settings: RunSettings, config: dict[str, Any], workdir: str | os.PathLik
         model, params = build_policy(settings.model, task, settings.search, settings.seed)
         mesh = build_mesh(settings.num_devices)
         reporter.line(_headline(settings, task, params, mesh))
+        if skipped := task.statistics().get("skipped_prompts"):
+            reporter.line(f"{skipped} problems are left out: their prompts are longer than the limit")
         trainer = Trainer(settings, task, model, params, place.path, mesh=mesh, reporter=reporter, stop=stop)
         del params  # the trainer owns them now
         try:
@@ -120,4 +124,7 @@ def _finish(
     reporter.line(f"curves: {workdir / 'curves.png'}")
     if settings.model.path:
         save_pretrained(workdir / "policy", model, trainer.arrays.train.params)
+        for file in pathlib.Path(settings.model.path).iterdir():
+            if file.name.startswith(_TOKENIZER_FILES):
+                shutil.copyfile(file, workdir / "policy" / file.name)
         reporter.line(f"policy: {workdir / 'policy'} (Hugging Face layout)")

@@ -139,6 +139,13 @@ def test_slots_that_do_not_divide_the_devices_are_refused(policy):
         make_sampler(policy, num_slots=6, num_devices=8)
 
 
+def test_responses_beyond_the_models_positions_are_refused(policy):
+    model, params = policy
+    short = dataclasses.replace(model, max_position_embeddings=10)
+    with pytest.raises(ValueError, match="max_position_embeddings=10"):
+        make_sampler((short, params))
+
+
 def test_a_stop_request_ends_a_search(policy):
     calls = []
 
