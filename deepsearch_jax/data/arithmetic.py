@@ -58,7 +58,7 @@ _SHORT, _ALL = (1, 2), (1, 2, 3, 4, 5)
 DEFAULT_STAGES = (
     WarmStartStage(num_steps=450, learning_rate=2e-3, lengths=_SHORT),
     WarmStartStage(num_steps=150, learning_rate=2e-3, lengths=_ALL),
-    WarmStartStage(num_steps=100, learning_rate=1e-3, lengths=_ALL, plus_noise=0.35, minus_noise=0.5),
+    WarmStartStage(num_steps=100, learning_rate=1e-3, lengths=_ALL, plus_noise=0.2, minus_noise=0.35),
 )
 
 

@@ -29,20 +29,21 @@ def get_config(variant: str = "deepsearch") -> ConfigDict:
     config.rollout.prompt_multiple = 32
     config.rollout.path_multiple = 6
     config.rounds.num_rounds = 2
-    config.rounds.steps_per_round = 30
-    config.rounds.problems_per_step = 16
-    config.rounds.max_candidates = 256
+    config.rounds.steps_per_round = 20
+    config.rounds.problems_per_step = 64
+    config.rounds.max_candidates = 768
     config.rounds.refilter = "all"
     config.cache.page_length = 30
-    config.filter.easy_share = 0.25
+    config.cache.paths_per_problem = 2
+    config.filter.easy_share = 0.5
     config.filter.min_direct = 4
 
     config.optimizer.learning_rate = 6e-4
     config.optimizer.warmup_steps = 0
     config.optimizer.weight_decay = 0.01
     config.optimizer.b2 = 0.99
-    config.pack.row_multiple = 16
-    config.pack.min_rows = 32
+    config.pack.row_multiple = 48  # the longest row, so that one program serves nearly every step
+    config.pack.min_rows = 128
 
     config.evaluation.every_steps = 10
     config.evaluation.num_problems = 192
@@ -59,6 +60,6 @@ def get_config(variant: str = "deepsearch") -> ConfigDict:
     if variant == "short":
         config.rounds.num_rounds = 1
         config.rounds.steps_per_round = 3
-        config.rounds.max_candidates = 64
+        config.rounds.max_candidates = 128
         config.evaluation.num_problems = 32
     return config
