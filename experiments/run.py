@@ -23,10 +23,13 @@ def main(argv: list[str]) -> int:
         logging.set_verbosity(logging.WARNING)  # the libraries tell a lot at the usual level
     if len(argv) > 1:
         return _complain(f"unknown argument {argv[1]!r}; settings are given as --config.NAME=VALUE")
+    if not WORKDIR.value:
+        return _complain("--workdir is empty; name the directory of the run")
     try:
         config = CONFIG.value.to_dict()
         run(from_config(RunSettings, config), config, str(WORKDIR.value))
     except (ValueError, OSError, CheckpointError, TooManySkipped) as error:
+        logging.info("the error came from here", exc_info=True)  # shown with --verbosity=0
         return _complain(str(error))
     return 0
 

@@ -23,6 +23,8 @@ def variants():
 @pytest.mark.parametrize(("module", "variant"), list(variants()))
 def test_every_variant_builds_settings(module, variant):
     config = module.get_config() if variant is None else module.get_config(variant)
+    if config.task.name == "math":
+        config.model.path = "a directory"
     settings = from_config(RunSettings, config.lock())
     assert settings.search.capacity > settings.search.expansion_width
     if settings.method == "deepsearch":
@@ -45,6 +47,7 @@ def test_an_unknown_variant_is_refused_by_name(name):
 def test_the_paper_preset_has_the_papers_numbers():
     """The authors' published round scripts (arXiv 2509.25454, public repository), value by value."""
     config = importlib.import_module("experiments.configs.deepsearch_1_5b").get_config()
+    config.model.path = "a directory"
     settings = from_config(RunSettings, config)
     assert settings.search.max_depth == 64
     assert settings.search.expansion_width == 8
@@ -78,3 +81,30 @@ def test_every_setting_is_read_somewhere():
                 read.add(node.attr)
     unread = [name for name in setting_names(RunSettings) if name.split(".")[-1] not in read]
     assert unread == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"rounds": {"problems_per_update": -4}}, "problems_per_update=-4 must be at least 0"),
+        ({"rounds": {"steps_per_round": -1}}, "steps_per_round=-1 must be at least 0"),
+        ({"rounds": {"group_size": 1}}, "group_size=1 must be at least 2"),
+        ({"rounds": {"problems_per_step": 6, "problems_per_update": 4}}, "problems_per_update=4 must divide"),
+        ({"num_devices": -1}, "num_devices=-1 must be at least 0"),
+        ({"seed": -1}, "seed=-1 must be at least 0"),
+        ({"log_prob_chunk": 0}, "log_prob_chunk=0 must be at least 1"),
+        ({"max_skipped_updates": 0}, "max_skipped_updates=0 must be at least 1"),
+        ({"cache": {"capacity": -3}}, "capacity=-3 must be at least 0"),
+        ({"evaluation": {"max_length": -5}}, "max_length=-5 must be at least 0"),
+        ({"model": {"param_dtype": "fp32"}}, "param_dtype='fp32' is not known"),
+        ({"model": {"path": "qwen"}}, "model.path='qwen' is given, but task.name='arithmetic'"),
+        ({"task": {"name": "math"}}, "model.path is empty"),
+        ({"filter": {"min_direct": 9}}, "filter.min_direct=9 direct rollouts do not fit"),
+        ({"method": "dapo"}, "dynamic_sampling_batches=1"),
+        ({"method": "grpo"}, "set advantage.level='outcome'"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused_before_anything_runs(changes, words):
+    with pytest.raises(ValueError, match="config") as error:
+        from_config(RunSettings, changes)
+    assert words in str(error.value)

@@ -212,8 +212,8 @@ def generate_problems(settings: ArithmeticSettings, *, heldout: bool) -> list[Pr
     for row, position in enumerate(rng.permutation(num)):
         prompt, length = prompts[position]
         answer = gold_solution(prompt).removesuffix(EOS).rpartition("=")[2]
-        metadata = {"num_steps": length}
-        problems.append(Problem(first_key + row, prompt.removesuffix(":"), prompt, answer, "arithmetic", metadata))
+        source, metadata = f"{length} steps", {"num_steps": length}  # reports by source are reports by difficulty
+        problems.append(Problem(first_key + row, prompt.removesuffix(":"), prompt, answer, source, metadata))
     return problems
 
 

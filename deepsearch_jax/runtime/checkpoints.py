@@ -21,7 +21,7 @@ class CheckpointSettings:
     """When a run is saved.
 
     Attributes:
-      every_steps: training steps between two saves (and supervised steps / 100 in the warm start); the last step,
+      every_steps: training steps between two saves (50 supervised steps of a warm start count as one); the last step,
         a SIGTERM and the end of a phase save too.
       keep: how many checkpoints stay on disk.
     """

@@ -31,11 +31,11 @@ class EvaluationSettings:
     max_length: int = 0
 
     def __post_init__(self) -> None:
-        if self.num_samples < 1 or self.every_steps < 0 or self.num_problems < 0 or self.temperature < 0:
-            raise ValueError(
-                f"num_samples={self.num_samples} must be at least 1; every_steps={self.every_steps}, "
-                f"num_problems={self.num_problems} and temperature={self.temperature} at least 0"
-            )
+        if self.num_samples < 1:
+            raise ValueError(f"num_samples={self.num_samples} must be at least 1")
+        for name in ("every_steps", "num_problems", "temperature", "max_length"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 0")
 
 
 def summarise(groups: Sequence[Group]) -> dict[str, Any]:

@@ -63,32 +63,47 @@ def drop_unteachable(
 
 @functools.partial(jax.jit, static_argnames=("settings",))
 def _batched_advantages(
-    values: jax.Array, mask: jax.Array, scores: jax.Array, lengths: jax.Array, valid: jax.Array,
-    segment_lengths: jax.Array, *, settings: AdvantageSettings,
+    values: jax.Array, nodes: jax.Array, scores: jax.Array, lengths: jax.Array, terminals: jax.Array,
+    is_terminal: jax.Array, *, settings: AdvantageSettings,
 ) -> jax.Array:  # fmt: skip
-    def one(values, mask, scores, lengths, valid, segment_lengths):  # type: ignore[no-untyped-def]
-        return tree_advantages(values, mask, scores, lengths, valid, settings, segment_lengths=segment_lengths)
+    def one(
+        values: jax.Array, nodes: jax.Array, scores: jax.Array, lengths: jax.Array, terminals: jax.Array,
+        is_terminal: jax.Array,
+    ) -> jax.Array:  # fmt: skip
+        return tree_advantages(
+            values, nodes > 0, scores, lengths, lengths > 0, settings,
+            segment_lengths=nodes, terminal_rewards=terminals, is_terminal=is_terminal,
+        )  # fmt: skip
 
-    return jax.vmap(one)(values, mask, scores, lengths, valid, segment_lengths)
+    return jax.vmap(one)(values, nodes, scores, lengths, terminals, is_terminal)
 
 
 def node_advantages(groups: Sequence[Group], settings: AdvantageSettings) -> list[list[np.ndarray]]:
     """Advantage of every node on every path, [D] float32 a response (Eq. 13, 15); a direct rollout is one node."""
     if not groups:
         return []
+    terminal_rewards = [
+        np.array([r.reward for r in group.responses], np.float32)
+        if group.terminal_rewards is None
+        else group.terminal_rewards
+        for group in groups
+    ]
     # Padded to few shapes; padding is masked out, so the numbers do not depend on it.
     G = bucket(len(groups), 1)
     M = bucket(max(len(group.responses) for group in groups), 1)
     D = bucket(max(len(r.segment_lengths) for group in groups for r in group.responses), 1)
+    X = bucket(max(map(len, terminal_rewards)), 1)
     values, nodes = np.zeros((G, M, D), np.float32), np.zeros((G, M, D), np.int32)
     scores, lengths = np.zeros((G, M), np.float32), np.zeros((G, M), np.int32)
+    terminals, is_terminal = np.zeros((G, X), np.float32), np.zeros((G, X), bool)
     for g, group in enumerate(groups):
+        terminals[g, : len(terminal_rewards[g])], is_terminal[g, : len(terminal_rewards[g])] = terminal_rewards[g], True
         for m, response in enumerate(group.responses):
             depth = len(response.segment_lengths)
             values[g, m, :depth], nodes[g, m, :depth] = response.node_values, response.segment_lengths
             scores[g, m], lengths[g, m] = response.reward, len(response.tokens)
     advantages = np.asarray(
-        _batched_advantages(values, nodes > 0, scores, lengths, lengths > 0, nodes, settings=settings)
+        _batched_advantages(values, nodes, scores, lengths, terminals, is_terminal, settings=settings)
     )
     return [
         [advantages[g, m, : len(response.segment_lengths)] for m, response in enumerate(group.responses)]

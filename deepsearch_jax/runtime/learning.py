@@ -91,6 +91,7 @@ class Learner:
             self._last_batch = batch
             state, metrics = update(state, batch, self._log_prob_fn, settings.loss, self._update_settings, self._mesh)
             totals.append(jax.device_get(metrics))
+            self._check_skipped(state)
         return state, {**values, **_mean_metrics(totals), "skipped_updates": int(state.num_skipped)}
 
     def _with_old_log_probs(
@@ -109,7 +110,7 @@ class Learner:
         old = np.where(batch.loss_mask, log_probs, 0).astype(np.float32)
         return dataclasses.replace(batch, old_log_probs=old)  # type: ignore[arg-type]  # host arrays on purpose
 
-    def check_skipped(self, state: TrainState) -> None:
+    def _check_skipped(self, state: TrainState) -> None:
         """Stops a run whose updates are not finite any more.
 
         Raises:
@@ -122,7 +123,7 @@ class Learner:
         np.savez_compressed(path, **{f.name: getattr(self._last_batch, f.name) for f in dataclasses.fields(TokenBatch)})
         raise TooManySkipped(
             f"loss or gradient was not finite in {in_a_row} updates in a row; the last batch is in {path}. "
-            "Lower optimizer.learning_rate or optimizer.max_grad_norm and go on from an earlier checkpoint"
+            "Lower optimizer.learning_rate or optimizer.max_grad_norm and start again in the same workdir"
         )
 
 

@@ -43,7 +43,8 @@ def sample_step(
     """Groups of responses to the problems of one step.
 
     DeepSearch searches every problem that has no cached solution and completes the cached ones with direct rollouts
-    (Eq. 11-12); the baselines sample all directly.
+    (Eq. 11-12); the baselines sample all directly. A problem that comes twice in a round counts as cached the second
+    time, while the paper, which visits a problem once a round, asks the filter first.
     """
     if settings.method != "deepsearch":
         groups = sampler.direct(params, problems, settings.rounds.group_size, Purpose.DIRECT, counters)
@@ -67,8 +68,8 @@ def sample_step(
         )
         for group, (problem, cached) in zip(fresh, alike, strict=True):
             by_id[problem.id] = dataclasses.replace(group, responses=[*cached, *group.responses])
-    if settings.cache.capacity:
-        cache = _remember(cache, groups, counters[0])
+    if settings.uses_cache:
+        cache = _remember(cache, groups, counters[0], settings)
     return StepRollouts([by_id[p.id] for p in problems], cache, statistics, len(problems) - len(searched))
 
 
@@ -91,7 +92,7 @@ def _cached_responses(
     settings: RunSettings,
 ) -> list[list[Response]]:  # fmt: skip
     """The cached correct paths that each problem's group starts with; empty lists for problems to be searched."""
-    if not settings.cache.capacity:
+    if not settings.uses_cache:
         return [[] for _ in problems]
     ids = jnp.asarray([problem.key for problem in problems], jnp.int32)
     keys = problem_keys(sampler.run_key, int(Purpose.CACHE), counters, ids)
@@ -112,20 +113,21 @@ def _response(sampler: Sampler, tokens: np.ndarray) -> Response:
     )  # fmt: skip
 
 
-def _remember(cache: SolutionCache, groups: Sequence[Group], round_index: int) -> SolutionCache:
+def _remember(cache: SolutionCache, groups: Sequence[Group], round_index: int, settings: RunSettings) -> SolutionCache:
     """Puts correct paths of searches into the cache (Eq. 10); the next filter removes problems not hard any more."""
     solved = [group for group in groups if group.num_correct]
     if not solved:
         return cache
     _, _, num_pages, page_length = cache.tokens.shape
-    most = max(len(group.responses) for group in groups)
-    # Every searched group has a row, so that the shapes do not depend on luck; the unsolved rows keep nothing.
-    tokens = np.zeros((len(groups), most, num_pages * page_length), np.int32)
+    # As many rows as a step can have, so that the shapes do not depend on luck; the other rows keep nothing.
+    shape = (settings.rounds.problems_per_step, settings.search.num_trajectories)
+    tokens = np.zeros((*shape, num_pages * page_length), np.int32)
     lengths, keep = np.zeros(tokens.shape[:2], np.int32), np.zeros(tokens.shape[:2], bool)
     for g, group in enumerate(groups):
         for m, response in enumerate(group.responses):
             tokens[g, m, : len(response.tokens)] = response.tokens
             lengths[g, m] = len(response.tokens)
             keep[g, m] = response.outcome == Outcome.CORRECT
-    ids = np.array([group.problem.key for group in groups], np.int32)
+    ids = np.full(shape[0], -1, np.int32)
+    ids[: len(groups)] = [group.problem.key for group in groups]
     return _insert(cache, ids, tokens, lengths, keep, jnp.int32(round_index))

@@ -95,11 +95,17 @@ class Response:
 
 @dataclasses.dataclass
 class Group:
-    """The responses to one problem that are compared with each other."""
+    """The responses to one problem that are compared with each other.
+
+    Attributes:
+      terminal_rewards: [X] float32 rewards of all verified terminals of the problem's tree, credited or not; None for
+        groups that are no tree, where they are the rewards of the responses.
+    """
 
     problem: Problem
     prompt: list[int]
     responses: list[Response]
+    terminal_rewards: np.ndarray | None = None
 
     @property
     def num_correct(self) -> int:
@@ -151,12 +157,15 @@ class Sampler:
         self.run_key, self._mesh = run_key, mesh
         self._check_stop, self._advance = check_stop, advance
         longest = max(len(task.prompt(problem)) for problem in (*task.train_problems, *task.eval_problems))
-        dataclasses.replace(
-            self._decode_settings(search.expansion_width, search.segment_length),
-            max_prompt_length=longest, max_depth=search.max_depth,
-        ).check_fits(model)  # fmt: skip
+        self._longest_prompt = longest
+        self.check_fits(search.max_response_length)
         self._sharding = None if mesh is None else NamedSharding(mesh, device.ROWS)
         self.generated_tokens = 0  # every token sampled so far, whatever for; the caller saves and restores it
+
+    def check_fits(self, response_length: int) -> None:
+        """Raises: ValueError if the longest prompt and such a response need more positions than the model has."""
+        settings = self._decode_settings(1, response_length)
+        dataclasses.replace(settings, max_prompt_length=self._longest_prompt, max_depth=1).check_fits(self.model)
 
     def direct(
         self, params: Any, problems: Sequence[Problem], num_samples: int, purpose: Purpose, counters: tuple[int, int],
@@ -203,11 +212,13 @@ class Sampler:
         for chunk, prompts in self._batches(problems, Purpose.SEARCH, counters):
             trees = self._search_batch(params, chunk, prompts, statistics, len(groups))
             found = jax.device_get(device.finished_trajectories(trees, search=self.search_settings))
-            statuses, sizes, num_tokens, depths = jax.device_get(
-                (trees.status, trees.num_nodes, trees.num_tokens, trees.depth)
+            statuses, sizes, num_tokens, depths, outcomes = jax.device_get(
+                (trees.status, trees.num_nodes, trees.num_tokens, trees.depth, trees.outcome)
             )
             for row, problem in enumerate(chunk):
-                group = Group(problem, self.task.prompt(problem), self._responses(found, row))
+                verified = outcomes[row][outcomes[row] != Outcome.NONE]
+                rewards = np.array([self.reward(Outcome(int(outcome))) for outcome in verified], np.float32)
+                group = Group(problem, self.task.prompt(problem), self._responses(found, row), rewards)
                 groups.append(group)
                 statistics.trees += 1
                 statistics.solved += group.num_correct > 0

@@ -45,7 +45,7 @@ def run(settings: RunSettings, config: dict[str, Any], workdir: str | os.PathLik
     trainer: Trainer | None = None
     stop.install()
     try:
-        place.record_config(config)
+        place.check_config(config)
         task = build_task(settings.task, settings.model.path, settings.seed)
         model, params = build_policy(settings.model, task, settings.search, settings.seed)
         mesh = build_mesh(settings.num_devices)
@@ -54,6 +54,7 @@ def run(settings: RunSettings, config: dict[str, Any], workdir: str | os.PathLik
             reporter.line(f"{skipped} problems are left out: their prompts are longer than the limit")
         trainer = Trainer(settings, task, model, params, place.path, mesh=mesh, reporter=reporter, stop=stop)
         del params  # the trainer owns them now
+        place.record_config(config)
         try:
             trainer.run()
         except Interrupted:

@@ -15,12 +15,19 @@ from deepsearch_jax.tree import SearchSettings
 
 METHODS = ("deepsearch", "grpo", "dapo")
 REFILTERS = ("previous", "all")
+DTYPES = ("float32", "bfloat16", "float16")
 OLD_LOG_PROBS = ("recompute", "sampler")
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ValueError(f"{name}={value!r} is not known; choose one of {', '.join(choices)}")
+
+
+def _check_at_least(settings: object, bound: float, *names: str) -> None:
+    for name in names:
+        if getattr(settings, name) < bound:
+            raise ValueError(f"{name}={getattr(settings, name)} must be at least {bound}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +51,10 @@ class ModelSettings:
     param_dtype: str = "float32"
     compute_dtype: str = "auto"
     remat: bool = False
+
+    def __post_init__(self) -> None:
+        _check_choice("param_dtype", self.param_dtype, DTYPES)
+        _check_choice("compute_dtype", self.compute_dtype, ("auto", *DTYPES))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,9 +88,9 @@ class RoundSettings:
 
     def __post_init__(self) -> None:
         _check_choice("refilter", self.refilter, REFILTERS)
-        for name in ("num_rounds", "problems_per_step", "group_size", "dynamic_sampling_batches"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        _check_at_least(self, 1, "num_rounds", "problems_per_step", "dynamic_sampling_batches")
+        _check_at_least(self, 2, "group_size")  # one response alone has nothing to be compared with
+        _check_at_least(self, 0, "steps_per_round", "problems_per_update", "max_candidates")
         if self.problems_per_update and self.problems_per_step % self.problems_per_update:
             raise ValueError(
                 f"problems_per_update={self.problems_per_update} must divide "
@@ -104,6 +115,10 @@ class CacheSettings:
     capacity: int = 256
     paths_per_problem: int = 4
     page_length: int = 256
+
+    def __post_init__(self) -> None:
+        _check_at_least(self, 0, "capacity")
+        _check_at_least(self, 1, "paths_per_problem", "page_length")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,6 +161,23 @@ class RunSettings:
     def __post_init__(self) -> None:
         _check_choice("method", self.method, METHODS)
         _check_choice("old_log_probs", self.old_log_probs, OLD_LOG_PROBS)
+        _check_at_least(self, 0, "seed", "num_devices")
+        _check_at_least(self, 1, "max_skipped_updates", "log_prob_chunk")
+        if self.filter.min_direct > self.rounds.group_size:
+            raise ValueError(
+                f"filter.min_direct={self.filter.min_direct} direct rollouts do not fit into a group of "
+                f"rounds.group_size={self.rounds.group_size}"
+            )
+        if self.model.path and self.task.name == "arithmetic":
+            raise ValueError(
+                f"model.path={self.model.path!r} is given, but task.name='arithmetic' trains a small model of its own "
+                "alphabet from nothing; set task.name='math' or leave model.path empty"
+            )
+        if self.task.name == "math" and not self.model.path:
+            raise ValueError(
+                "task.name='math' starts from a pretrained model, but model.path is empty; give the directory of a "
+                "Hugging Face checkpoint with --config.model.path=DIR"
+            )
         if self.method == "dapo" and self.rounds.dynamic_sampling_batches < 2:
             raise ValueError(
                 f"method='dapo' draws until its groups are mixed, but rounds.dynamic_sampling_batches="
@@ -156,3 +188,8 @@ class RunSettings:
                 f"method={self.method!r} compares outcomes, but advantage.level={self.advantage.level!r}; "
                 "set advantage.level='outcome'"
             )
+
+    @property
+    def uses_cache(self) -> bool:
+        """Whether the solution cache is filled and looked at."""
+        return self.method == "deepsearch" and self.cache.capacity > 0

@@ -140,7 +140,7 @@ class MathTask:
             heldout = load_problem_set(settings.evaluation)
         else:
             train, heldout = split_problems(train, settings.num_heldout, seed)
-        self._prompts: dict[str, list[int]] = {}
+        self._prompts: dict[Problem, list[int]] = {}  # by problem: ids may occur in both sets
         self._num_skipped = 0
         self.train_problems = self._encode(train, settings.prompt)
         self.eval_problems = self._encode(heldout, settings.prompt)
@@ -151,11 +151,11 @@ class MathTask:
         self._num_skipped += encoded.num_skipped
         kept = [problems[index] for index in encoded.kept]
         for problem, tokens, length in zip(kept, encoded.tokens, encoded.lengths, strict=True):
-            self._prompts[problem.id] = tokens[:length].tolist()
+            self._prompts[problem] = tokens[:length].tolist()
         return kept
 
     def prompt(self, problem: Problem) -> list[int]:
-        return self._prompts[problem.id]
+        return self._prompts[problem]
 
     def score(self, items: Sequence[tuple[Problem, str]]) -> list[Verdict]:
         verdicts = self._scorer.score([(text, problem.answer) for problem, text in items])
@@ -172,16 +172,7 @@ class MathTask:
 
 
 def build_task(settings: TaskSettings, model_path: str, seed: int) -> Task:
-    """The task of a run.
-
-    Raises:
-      ValueError: the math task without a model directory, or what the task itself complains of.
-    """
+    """The task of a run. Raises: ValueError for what the task itself complains of, a bad problem file for example."""
     if settings.name == "arithmetic":
         return Arithmetic(settings.arithmetic)
-    if not model_path:
-        raise ValueError(
-            "task.name='math' starts from a pretrained model, but model.path is empty; give the directory of a "
-            "Hugging Face checkpoint with --config.model.path=DIR"
-        )
     return MathTask(settings.math, model_path, seed)

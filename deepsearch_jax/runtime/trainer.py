@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from deepsearch_jax.cache import SolutionCache, init_cache, next_subset, remove
+from deepsearch_jax.cache import SolutionCache, init_cache, is_hard, next_subset, remove, shard_cache
 from deepsearch_jax.data.iterator import ProblemIterator
 from deepsearch_jax.data.problems import Problem, fingerprint
 from deepsearch_jax.policy import ModelConfig
@@ -26,13 +26,14 @@ from deepsearch_jax.runtime.learning import Learner
 from deepsearch_jax.runtime.metrics import MetricsWriter
 from deepsearch_jax.runtime.progress import RemainingTime, Reporter, peak_memory_gib
 from deepsearch_jax.runtime.rollout_step import StepRollouts, sample_step
-from deepsearch_jax.runtime.rollouts import Purpose, Sampler
+from deepsearch_jax.runtime.rollouts import Group, Purpose, Sampler
 from deepsearch_jax.runtime.settings import RunSettings
 from deepsearch_jax.runtime.state import Position, RunArrays
 from deepsearch_jax.runtime.tasks import Task
 from deepsearch_jax.types import Outcome
 
 _WARM_START_CHUNK = 50  # supervised steps between two looks at the clock and at stop requests
+_WARM_START_PER_STEP = 50  # supervised steps that count as one training step for checkpoint.every_steps
 
 
 class Trainer:
@@ -57,8 +58,9 @@ class Trainer:
             task, model, settings.search, settings.rollout, run_key=self._run_key, mesh=mesh,
             check_stop=stop.check, advance=reporter.advance,
         )  # fmt: skip
+        self._sampler.check_fits(settings.evaluation.max_length or settings.search.max_response_length)
         identity = fingerprint(self.problems)
-        self.arrays = self._initial_arrays(params)
+        self.arrays = self._initial_arrays(params, mesh)
         self.position = Position(fingerprint=identity)
         if self._checkpoints.latest is not None:
             self.position = Position(**self._checkpoints.restore_record()["position"])
@@ -75,14 +77,17 @@ class Trainer:
         self._saved = dataclasses.replace(self.position)
         self._rollout_params: Any = None
 
-    def _initial_arrays(self, params: Any) -> RunArrays:
+    def _initial_arrays(self, params: Any, mesh: Mesh | None) -> RunArrays:
         search, cache = self.settings.search, self.settings.cache
+        pages = -(-search.max_response_length // cache.page_length)
+        if self.settings.uses_cache:
+            solutions = init_cache(cache.capacity, cache.paths_per_problem, pages, cache.page_length)
+            solutions = solutions if mesh is None else shard_cache(solutions, mesh)
+        else:
+            solutions = init_cache(1, 1, 1, 1)  # nobody looks at it
         return RunArrays(
             train=self._learner.init(params),
-            cache=init_cache(
-                max(cache.capacity, 1), cache.paths_per_problem, -(-search.max_response_length // cache.page_length),
-                cache.page_length,
-            ),
+            cache=solutions,
             num_correct=jnp.full(len(self.problems), -1, jnp.int32),
             subset=jnp.ones(len(self.problems), bool),
         )  # fmt: skip
@@ -127,19 +132,26 @@ class Trainer:
             begin = self.position.warm_start_step
             last_loss = jnp.float32(jnp.nan)
             while (item := self.task.warm_start(self.position.warm_start_step)) is not None:
+                self._pause_in_warm_start(last_loss)
                 batch, learning_rate = item
                 train, last_loss = self._learner.supervised(self.arrays.train, batch, learning_rate)
                 self.arrays = dataclasses.replace(self.arrays, train=train)
                 self.position.warm_start_step += 1
-                if self.position.warm_start_step % _WARM_START_CHUNK == 0:
-                    self.reporter.advance(self.position.warm_start_step, f"loss {float(last_loss):.3f}")
-                    self._stop.check()
         self.arrays = dataclasses.replace(self.arrays, train=self._learner.fresh_optimizer(self.arrays.train))
         times, loss = self.reporter.take_times(), float(last_loss)
         steps = self.position.warm_start_step
         self._write("warm_start", {"loss": loss, "warm_start_steps": steps}, times)
         self.reporter.line(f"warm start: {steps - begin} supervised steps, {sum(times.values()):.0f}s, loss {loss:.3f}")
         self._save(wait=False)
+
+    def _pause_in_warm_start(self, loss: jax.Array) -> None:
+        """Progress, stop requests and checkpoints between two supervised steps, now and then."""
+        step = self.position.warm_start_step
+        if step % _WARM_START_CHUNK == 0:
+            self.reporter.advance(step, f"loss {float(loss):.3f}")
+            self._stop.check()
+        if step and step % (_WARM_START_PER_STEP * self.settings.checkpoint.every_steps) == 0:
+            self._save(wait=False)
 
     def _choose_problems(self) -> None:
         """The problems of the round: all, or those that direct samples of the present policy rarely solve (Eq. 8-9)."""
@@ -183,16 +195,19 @@ class Trainer:
             # Nothing is hard any more: the round works on all candidates rather than on nothing.
             self.reporter.line("filter: no candidate is hard; the round takes all of them")
             subset = np.isin(np.arange(len(self.problems)), candidates)
-        passed = self._keys[candidates][~subset[candidates]]
+        # Paths of problems that pass leave the cache, also of those that stay in the round as its easy share (Eq. 10).
+        hard = np.asarray(is_hard(jnp.asarray(num_correct), jnp.asarray(num_samples), filtering.threshold))
+        passed = self._keys[candidates][~hard[candidates]]
         self.arrays = dataclasses.replace(
             self.arrays, num_correct=jnp.asarray(num_correct), subset=jnp.asarray(subset),
-            cache=_forget(self.arrays.cache, passed) if self.settings.cache.capacity else self.arrays.cache,
+            cache=_forget(self.arrays.cache, passed) if self.settings.uses_cache else self.arrays.cache,
         )  # fmt: skip
         position.generated_tokens = self._sampler.generated_tokens
         rate = float(num_correct[candidates].sum() / (len(candidates) * filtering.num_samples))
         values = {
-            "round": position.round_index, "candidates": len(candidates), "hard": int(subset.sum()),
-            "success_rate": rate, "cached": int((np.asarray(self.arrays.cache.problem_ids) >= 0).sum()),
+            "round": position.round_index, "candidates": len(candidates), "hard": int(hard[candidates].sum()),
+            "subset": int(subset.sum()), "success_rate": rate,
+            "cached": int((np.asarray(self.arrays.cache.problem_ids) >= 0).sum()),
             "generated_tokens": position.generated_tokens,
         }  # fmt: skip
         times = self.reporter.take_times()
@@ -228,59 +243,63 @@ class Trainer:
 
     def _step(self, remaining: RemainingTime) -> None:
         position, before = self.position, self._sampler.generated_tokens
-        rollouts = self._sample()
+        drawn, groups = self._sample()
         with self.reporter.phase("update"):
-            train, learned = self._learner.learn(self.arrays.train, rollouts.groups)
-        self.arrays = dataclasses.replace(self.arrays, train=train, cache=rollouts.cache)
+            train, learned = self._learner.learn(self.arrays.train, groups)
+        self.arrays = dataclasses.replace(self.arrays, train=train, cache=drawn.cache)
         self._rollout_params = None
         position.step += 1
         position.step_in_round += 1
         position.iterator = self._batches.get_state()
         position.generated_tokens = self._sampler.generated_tokens
         position.trained_tokens += int(learned["trained_tokens"])
-        values = {**_rollout_metrics(rollouts), **learned, "round": position.round_index}
+        values = {
+            **_rollout_metrics(drawn),
+            **learned,
+            "drawn_groups": len(drawn.groups),
+            "round": position.round_index,
+        }
         values["step_tokens"] = position.generated_tokens - before
         values |= {"generated_tokens": position.generated_tokens, "total_trained_tokens": position.trained_tokens}
         times = self.reporter.take_times()
         times["tokens_per_second"] = values["step_tokens"] / max(sum(times.values()), 1e-9)
         self._write("train", values, times)
         self._line(values, times, remaining)
-        self._learner.check_skipped(self.arrays.train)
         if position.step % self.settings.checkpoint.every_steps == 0:
             self._save(wait=False)
         self._stop.check()
 
-    def _sample(self) -> StepRollouts:
-        """Responses to the next batch of problems; DAPO draws on until enough of its groups are mixed."""
-        rounds = self.settings.rounds
-        draws = rounds.dynamic_sampling_batches if self.settings.method == "dapo" else 1
+    def _sample(self) -> tuple[StepRollouts, list[Group]]:
+        """Responses to the next batch of problems: all that was drawn, and the groups to learn from.
+
+        DAPO draws on until enough groups are mixed and learns from those; the others learn from what they drew.
+        """
+        rounds, is_dapo = self.settings.rounds, self.settings.method == "dapo"
         counters = (self.position.round_index, self.position.step)
         # A batch drawn by a step that is interrupted must come again: the drawing starts from the saved position.
         if self.position.iterator:
             self._batches.set_state(self.position.iterator)
-        kept: StepRollouts | None = None
+        drawn: StepRollouts | None = None
+        mixed: list[Group] = []
         seen: set[str] = set()
-        for _ in range(draws):
+        for _ in range(rounds.dynamic_sampling_batches if is_dapo else 1):
             # Within one step a problem is sampled once: its keys would repeat the same responses.
-            problems = [p for p in (self.problems[i] for i in next(self._batches)) if p.id not in seen]
-            problems = list({problem.id: problem for problem in problems}.values())
-            if not problems:
+            batch = {p.id: p for p in (self.problems[i] for i in next(self._batches)) if p.id not in seen}
+            if not batch:
                 break
-            seen |= {problem.id for problem in problems}
-            with self.reporter.phase("rollout", len(problems)):
-                drawn = sample_step(
-                    self._sampler, self._sampling_params(), self.arrays.cache, problems, counters, self.settings
-                )
-            if kept is not None:
-                drawn.groups = kept.groups + drawn.groups
-            kept = drawn
-            if draws > 1:
-                kept.groups = [g for g in kept.groups if 0 < g.num_correct < len(g.responses)]
-                if len(kept.groups) >= rounds.problems_per_step:
-                    kept.groups = kept.groups[: rounds.problems_per_step]
-                    break
-        assert kept is not None
-        return kept
+            seen |= batch.keys()
+            with self.reporter.phase("rollout", len(batch)):
+                fresh = sample_step(
+                    self._sampler, self._sampling_params(), self.arrays.cache, list(batch.values()), counters,
+                    self.settings,
+                )  # fmt: skip
+            mixed += [group for group in fresh.groups if 0 < group.num_correct < len(group.responses)]
+            fresh.groups = (drawn.groups if drawn else []) + fresh.groups
+            drawn = fresh
+            if len(mixed) >= rounds.problems_per_step:
+                break
+        assert drawn is not None
+        return drawn, mixed[: rounds.problems_per_step] if is_dapo else drawn.groups
 
     def _end_round(self) -> None:
         self.position.round_index += 1

@@ -13,7 +13,14 @@ from deepsearch_jax.config import differing_keys
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "chex", "numpy", "sympy", "math-verify", "grain")
 
 # Settings that may change between a stop and the next start: they say how long and how to report, not what is computed.
-_FREE_KEYS = ("rounds.num_rounds", "checkpoint.", "verify.num_workers", "tuning.")
+# A lower rate or clip is the way out of updates that are not finite.
+FREE_KEYS = (
+    "rounds.num_rounds",
+    "checkpoint.",
+    "task.math.verify.num_workers",
+    "optimizer.learning_rate",
+    "optimizer.max_grad_norm",
+)
 
 
 class Workdir:
@@ -37,8 +44,8 @@ class Workdir:
             self._lock.close()
             raise ValueError(f"workdir {self.path} is in use by another run; stop that one or choose another") from None
 
-    def record_config(self, config: dict[str, Any]) -> None:
-        """Saves the resolved config and package versions, or checks that they are those of the run being resumed.
+    def check_config(self, config: dict[str, Any]) -> None:
+        """Checks that the config is that of the run being resumed, if there is one.
 
         Raises:
           ValueError: the workdir belongs to another config; the message lists the keys that differ.
@@ -47,13 +54,16 @@ class Workdir:
         path = self.path / "config.json"
         if path.exists():
             saved = json.loads(path.read_text())
-            differing = [key for key in differing_keys(saved, wanted) if not key.split(":")[0].startswith(_FREE_KEYS)]
+            differing = [key for key in differing_keys(saved, wanted) if not key.split(":")[0].startswith(FREE_KEYS)]
             if differing:
                 raise ValueError(
                     f"workdir {self.path} holds a run of another config; choose another workdir or undo these changes: "
                     + "; ".join(differing)
                 )
-        write_json(path, wanted)
+
+    def record_config(self, config: dict[str, Any]) -> None:
+        """Saves the resolved config and the package versions; called once the run is known to start."""
+        write_json(self.path / "config.json", json.loads(json.dumps(config)))
         versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
         write_json(self.path / "versions.json", {"python": platform.python_version(), **versions})
 

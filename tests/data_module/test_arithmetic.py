@@ -148,6 +148,7 @@ def test_problem_sets_are_distinct_balanced_and_disjoint():
     keys = [p.key for p in sets[0, False] + sets[0, True]]
     assert keys == list(range(1024 + 192))
     steps = [p.metadata["num_steps"] for p in sets[0, False]]
+    assert {p.source for p in sets[0, True]} == {"3 steps", "4 steps", "5 steps"}
     assert np.bincount(steps)[3:].tolist() == [342, 341, 341]
     assert steps != sorted(steps)
 

@@ -65,6 +65,16 @@ def test_advantages_of_a_tree_by_hand():
     np.testing.assert_allclose(got[0][2], [1 - mean], atol=1e-6)
 
 
+def test_the_papers_baseline_is_the_mean_over_all_terminals_of_the_tree():
+    # Two credited trajectories, but four terminals were verified: mu = (1 - 3) / 4 = -1/2.
+    tree = group(response(1.0, (1,)), response(-1.0, (1,)))
+    tree.terminal_rewards = np.array([1, -1, -1, -1], np.float32)
+    plain = group(response(1.0, (1,)), response(-1.0, (1,)))
+    got = node_advantages([tree, plain], AdvantageSettings(baseline="terminal_rewards"))
+    np.testing.assert_allclose(np.concatenate(got[0]), [1.5, -0.5], atol=1e-6)
+    np.testing.assert_allclose(np.concatenate(got[1]), [1, -1], atol=1e-6)
+
+
 def test_advantages_do_not_depend_on_the_company():
     one = group(response(1.0, (2, 1), [0.5, 1.0]), response(-1.0, (3,), [-1.0]))
     other = group(*[response(float(s), (1,) * 7) for s in (1, -1, -1, 1, -1)])

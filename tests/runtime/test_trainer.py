@@ -13,7 +13,7 @@ from deepsearch_jax.runtime.metrics import MACHINE_KEY, read_rows
 from deepsearch_jax.runtime.progress import Reporter
 from deepsearch_jax.runtime.settings import RoundSettings
 from deepsearch_jax.runtime.trainer import Trainer
-from deepsearch_jax.types import Outcome
+from deepsearch_jax.types import Outcome, TokenBatch
 from tests.runtime.conftest import tiny_settings
 from tests.runtime.parity import ParityTask
 
@@ -34,7 +34,7 @@ class StopAt(StopRequest):
 
 
 def make_trainer(workdir, settings=SETTINGS, task=None, stop=None):
-    workdir.mkdir(exist_ok=True)
+    workdir.mkdir(exist_ok=True, parents=True)
     task = task or ParityTask()
     model, params = build_policy(settings.model, task, settings.search, settings.seed)
     return Trainer(
@@ -203,6 +203,80 @@ def test_several_updates_a_step_use_the_old_policy(tmp_path):
 
 def test_the_config_of_the_readme_can_be_saved_as_json(tmp_path):
     assert json.loads(json.dumps(dataclasses.asdict(SETTINGS)))["seed"] == 0
+
+
+class WarmStarted(ParityTask):
+    """100 supervised steps on constant rows before the rounds."""
+
+    def warm_start(self, step):
+        if step >= 100:
+            return None
+        tokens = np.full((16, 16), 3, np.int32)
+        mask = np.ones(tokens.shape, bool)
+        zeros = np.zeros(tokens.shape, np.float32)
+        return TokenBatch(tokens, mask.astype(np.int32), mask, zeros, zeros), 1e-3
+
+
+@pytest.mark.parametrize("looks", [1, 2, 3, 4])
+def test_a_stop_around_the_end_of_the_warm_start_changes_nothing(tmp_path, looks):
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "run").mkdir()
+    one_step = dataclasses.replace(SETTINGS.rounds, num_rounds=1, steps_per_round=1)
+    settings = dataclasses.replace(SETTINGS, rounds=one_step)
+    whole = finish(make_trainer(tmp_path / "whole", settings, WarmStarted()))
+    assert rows(tmp_path / "whole")[0]["kind"] == "warm_start"
+    with pytest.raises(Interrupted):
+        finish(make_trainer(tmp_path / "run", settings, WarmStarted(), StopAt(looks)))
+    resumed = finish(make_trainer(tmp_path / "run", settings, WarmStarted()))
+    assert rows(tmp_path / "run") == rows(tmp_path / "whole")
+    assert_same_state(resumed, whole)
+
+
+def test_a_dapo_run_resumes_its_draws(tmp_path):
+    settings = dataclasses.replace(
+        SETTINGS,
+        method="dapo",
+        advantage=dataclasses.replace(SETTINGS.advantage, level="outcome", normalisation="mean_std"),
+        rounds=dataclasses.replace(SETTINGS.rounds, num_rounds=1, filter_problems=False, dynamic_sampling_batches=2),
+    )
+    whole = finish(make_trainer(tmp_path / "whole", settings))
+    with pytest.raises(Interrupted):
+        finish(make_trainer(tmp_path / "run", settings, stop=StopAt(4)))
+    resumed = finish(make_trainer(tmp_path / "run", settings))
+    assert rows(tmp_path / "run") == rows(tmp_path / "whole")
+    assert_same_state(resumed, whole)
+    trains = [row for row in rows(tmp_path / "run") if row["kind"] == "train"]
+    assert all(row["drawn_groups"] >= row["trained_groups"] for row in trains)
+
+
+def test_eight_devices_run_and_resume(tmp_path):
+    settings = dataclasses.replace(SETTINGS, num_devices=8)
+    with pytest.raises(Interrupted):
+        finish(make_trainer(tmp_path, settings, stop=StopAt(9)))
+    trainer = finish(make_trainer(tmp_path, settings))
+    assert len(trainer.arrays.cache.tokens.sharding.device_set) == 8
+    assert int(trainer.arrays.train.step) > 0
+    assert [row["step"] for row in rows(tmp_path) if row["kind"] == "train"] == [1, 2, 3, 4]
+
+
+def test_easy_problems_that_stay_lose_their_cached_paths(tmp_path):
+    filtering = dataclasses.replace(SETTINGS.filter, easy_share=1.0, num_samples=4)
+    rounds = dataclasses.replace(SETTINGS.rounds, num_rounds=2, steps_per_round=3, max_candidates=0)
+    trainer = make_trainer(tmp_path, dataclasses.replace(SETTINGS, filter=filtering, rounds=rounds))
+    cached_after_filter = []
+    original = trainer._filter
+
+    def watch():
+        original()
+        ids = np.asarray(trainer.arrays.cache.problem_ids)
+        cached_after_filter.append(ids[ids >= 0])
+
+    trainer._filter = watch
+    finish(trainer)
+    assert np.asarray(trainer.arrays.subset).all()  # every easy problem stays
+    assert (np.asarray(trainer.arrays.cache.problem_ids) >= 0).any()
+    num_correct = np.asarray(trainer.arrays.num_correct)
+    assert all(num_correct[problem] == 0 for problem in cached_after_filter[1])
 
 
 def test_no_hard_problem_left_takes_all(tmp_path):

@@ -4,7 +4,9 @@ import json
 
 import pytest
 
-from deepsearch_jax.runtime.workdir import Workdir
+from deepsearch_jax.config import setting_names
+from deepsearch_jax.runtime import RunSettings
+from deepsearch_jax.runtime.workdir import FREE_KEYS, Workdir
 
 
 def test_a_second_run_in_the_same_workdir_is_refused(tmp_path):
@@ -25,9 +27,10 @@ def test_config_and_versions_are_written_down(tmp_path):
 
 def test_another_config_is_refused_by_its_keys(tmp_path):
     place = Workdir(tmp_path)
+    place.check_config({"seed": 1})  # nothing to differ from yet
     place.record_config({"seed": 1, "search": {"max_depth": 3}, "rounds": {"num_rounds": 2}})
     with pytest.raises(ValueError, match=r"search\.max_depth: 3 -> 4") as error:
-        place.record_config({"seed": 1, "search": {"max_depth": 4}, "rounds": {"num_rounds": 2}})
+        place.check_config({"seed": 1, "search": {"max_depth": 4}, "rounds": {"num_rounds": 2}})
     assert "seed" not in str(error.value)
     place.close()
 
@@ -35,8 +38,14 @@ def test_another_config_is_refused_by_its_keys(tmp_path):
 def test_a_run_may_be_made_longer(tmp_path):
     place = Workdir(tmp_path)
     place.record_config({"rounds": {"num_rounds": 2}, "checkpoint": {"keep": 1}})
-    place.record_config({"rounds": {"num_rounds": 4}, "checkpoint": {"keep": 2}})
+    place.check_config({"rounds": {"num_rounds": 4}, "checkpoint": {"keep": 2}})
     place.close()
+
+
+def test_what_may_change_is_the_name_of_a_setting():
+    names = setting_names(RunSettings)
+    for key in FREE_KEYS:
+        assert any(name.startswith(key) for name in names), key
 
 
 def test_a_workdir_that_cannot_be_made_is_a_clear_error(tmp_path):
