@@ -35,7 +35,7 @@ class VerifySettings:
     num_workers: int = 2  # processes for symbolic checks, started when the first is needed; each up to memory_mb
     deadline_s: float = 3.0  # seconds of wall time per symbolic check; then the worker is killed, the answer wrong
     memory_mb: int = 1024  # address space of a worker; a check that needs more ends as ERROR
-    recycle_mb: int = 512  # a worker that has held more resident memory than this is replaced after its check
+    recycle_mb: int = 512  # a worker that holds more resident memory than this after a check is replaced
 
     def __post_init__(self) -> None:
         if self.mode not in ("math", "boxed"):

@@ -61,6 +61,16 @@ def test_a_killed_worker_costs_no_answer():
         assert pool.stats.restarts == 1
 
 
+def test_a_large_parent_does_not_make_its_workers_look_large():
+    ballast = bytearray(700 * 2**20)
+    ballast[::4096] = b"x" * len(ballast[::4096])  # resident, as the weights of a model are
+    with VerifierPool(num_workers=1) as pool:
+        pids = {pool.submit(*HARD).result().status and tuple(pool.worker_pids) for _ in range(3)}
+        assert len(pids) == 1
+        assert pool.stats.restarts == 0
+    del ballast
+
+
 def test_sixteen_threads_get_the_same_verdicts():
     cases = [HARD, (r"\boxed{5}", "5"), (r"\boxed{(x+1)^2}", "x^2+2x+1"), (r"\boxed{6}", "5")] * 10
     results = []
