@@ -8,15 +8,12 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from deepsearch_jax.decode.attention import tree_attention
+from deepsearch_jax.decode.forward import Layered, forward, stack_layers
 from deepsearch_jax.decode.pages import KVPages
 from deepsearch_jax.decode.sampling import Sample, sample_token
 from deepsearch_jax.decode.settings import DecodeSettings
-from deepsearch_jax.policy import ModelConfig, Params, bind, logits, scan_layers, unstack_layers
+from deepsearch_jax.policy import ModelConfig, Params, unstack_layers
 from deepsearch_jax.types import Segments
-
-# Per layer: a stacked array [L, ...] for scanned layers, a tuple of L arrays for unrolled ones.
-Layered = Any
 
 
 @struct.dataclass
@@ -83,11 +80,11 @@ def decode_children(
     num_slots, num_samples, length = *request.child_pages.shape, settings.segment_length
     one = (empty(num_slots, 1, 1), empty(num_slots, 1, 1))
     mask = prefix_tokens < num_before[:, None]
-    first_logits, last_kv = _forward(
+    first_logits, last_kv = forward(
         config, params, request.last_token[:, None], num_before[:, None], layered(prefix[0]), layered(prefix[1]),
         mask, one, jnp.int32(0),
     )  # fmt: skip
-    pages, prefix = _store_last_token(pages, prefix, request, [_stack(cache)[:, :, 0, :, 0] for cache in last_kv])
+    pages, prefix = _store_last_token(pages, prefix, request, [stack_layers(cache)[:, :, 0, :, 0] for cache in last_kv])
     keys, values = layered(prefix[0]), layered(prefix[1])
     mask = prefix_tokens <= num_before[:, None]
 
@@ -98,7 +95,7 @@ def decode_children(
 
     def body(loop: _Loop) -> _Loop:
         positions = jnp.broadcast_to(num_before[:, None] + loop.step, loop.tokens.shape)
-        scores, own = _forward(config, params, loop.tokens, positions, keys, values, mask, loop.own, loop.step - 1)
+        scores, own = forward(config, params, loop.tokens, positions, keys, values, mask, loop.own, loop.step - 1)
         return _append(loop, draw(loop.step, scores, True), settings)._replace(own=own)
 
     def goes_on(loop: _Loop) -> jax.Array:
@@ -117,35 +114,7 @@ def decode_children(
     )
     loop = _append(start, draw(jnp.int32(0), first_logits[:, 0], False), settings)
     loop = jax.lax.while_loop(goes_on, body, loop)
-    return _store_children(pages, request, [_stack(cache) for cache in loop.own]), loop.segments
-
-
-def _forward(
-    config: ModelConfig,
-    params: Params,
-    tokens: jax.Array,
-    positions: jax.Array,
-    prefix_keys: Layered,
-    prefix_values: Layered,
-    prefix_mask: jax.Array,
-    own: tuple[Layered, Layered],
-    index: jax.Array,
-) -> tuple[jax.Array, tuple[Layered, Layered]]:
-    """Feeds one token per row [B, K] and writes its keys and values at `index` of the own caches; logits [B, K, V]."""
-    decoder = bind(config, params)
-
-    def step(layer, x, own, layer_index):
-        def attend(query, key, value):
-            written = tuple(_write(cache, new, layer_index, index) for cache, new in zip(own, (key, value)))
-            own_keys, own_values = (_layer(cache, layer_index) for cache in written)
-            own_mask = jnp.arange(own_keys.shape[3]) <= index
-            keys, values = _layer(prefix_keys, layer_index), _layer(prefix_values, layer_index)
-            return tree_attention(query, keys, values, prefix_mask, own_keys, own_values, own_mask), written
-
-        return layer(x, positions, attend)
-
-    x, own = scan_layers(decoder, decoder.embed_tokens(tokens), own, step)
-    return logits(params, decoder.final_norm(x)), own
+    return _store_children(pages, request, [stack_layers(cache) for cache in loop.own]), loop.segments
 
 
 def _append(loop: _Loop, sample: Sample, settings: DecodeSettings) -> _Loop:
@@ -237,22 +206,6 @@ def _store_children(pages: KVPages, request: DecodeRequest, own: list[jax.Array]
         keys=pages.keys.at[:, target].set(keys, mode="drop"),
         values=pages.values.at[:, target].set(values, mode="drop"),
     )
-
-
-def _layer(cache: Layered, index: Any) -> jax.Array:
-    return cache[index] if isinstance(cache, tuple) else jax.lax.dynamic_index_in_dim(cache, index, keepdims=False)
-
-
-def _stack(cache: Layered) -> jax.Array:
-    return jnp.stack(cache) if isinstance(cache, tuple) else cache
-
-
-def _write(cache: Layered, new: jax.Array, layer: Any, index: jax.Array) -> Layered:
-    """Writes [B, K, Hkv, Dh] of one layer at token `index`."""
-    if isinstance(cache, tuple):
-        updated = jax.lax.dynamic_update_slice(cache[layer], new[:, :, :, None], (0, 0, 0, index, 0))
-        return (*cache[:layer], updated, *cache[layer + 1 :])
-    return jax.lax.dynamic_update_slice(cache, new[None, :, :, :, None], (layer, 0, 0, 0, index, 0))
 
 
 def _zeros(shape: tuple[int, ...], like: jax.Array, dtype: Any = None) -> jax.Array:
