@@ -30,6 +30,8 @@ class Segments:
         the end.
       sampling_log_probs: [K, S] float32 log-prob under the distribution that was sampled from; 0 after the end.
       is_eos: [K] bool the last sampled token ends the sequence (also in the last slot).
+      entropies: [K, S] float32 exact entropy in nats of the raw policy at each token, 0 after the end; None if it was
+        not asked for.
     """
 
     tokens: jax.Array
@@ -37,6 +39,7 @@ class Segments:
     log_probs: jax.Array
     sampling_log_probs: jax.Array
     is_eos: jax.Array
+    entropies: jax.Array | None = None
 
 
 @struct.dataclass

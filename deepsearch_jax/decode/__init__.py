@@ -2,6 +2,7 @@
 
 from deepsearch_jax.decode.engine import DecodeRequest, decode_children
 from deepsearch_jax.decode.pages import KVPages, init_pages
+from deepsearch_jax.decode.pool import assign_pages
 from deepsearch_jax.decode.prefill import prefill
 from deepsearch_jax.decode.sampling import Sample, cut_tail, sample_token
 from deepsearch_jax.decode.settings import DecodeSettings
@@ -11,6 +12,7 @@ __all__ = [
     "DecodeSettings",
     "KVPages",
     "Sample",
+    "assign_pages",
     "cut_tail",
     "decode_children",
     "init_pages",

@@ -1,4 +1,4 @@
-"""Keys and values of prompts and tree nodes: one page of segment_length tokens per node that can still be expanded."""
+"""Keys and values of prompts and tree nodes: a page of segment_length tokens for each node that is worth one."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,8 @@ class KVPages:
 
     Attributes:
       keys, values: [L, num_pages, Hkv, S, Dh] one pool for all trees; a page holds the S tokens of one node's segment.
-        Its last token is written when the node is expanded.
+        Its last token is written when the node is expanded. Who holds which page is the caller's book-keeping (see
+        `assign_pages`).
       prompt_keys, prompt_values: [L, B, Hkv, P, Dh] the prompts, from position 0; the last prompt token is written
         when the root is expanded.
     """
@@ -28,14 +29,12 @@ class KVPages:
         return self.keys.shape[1]
 
 
-def init_pages(
-    config: ModelConfig, num_slots: int, nodes_per_slot: int, segment_length: int, prompt_length: int
-) -> KVPages:
-    """Empty pages for `num_slots` trees (B) in the compute dtype; nodes_per_slot may be 0 for direct rollouts.
+def init_pages(config: ModelConfig, num_slots: int, num_pages: int, segment_length: int, prompt_length: int) -> KVPages:
+    """Empty pages for `num_slots` prompts (B) in the compute dtype; num_pages may be any number, also 0.
 
-    Bytes: 2 * L * Hkv * Dh * itemsize * B * (nodes_per_slot * segment_length + prompt_length).
+    Bytes: 2 * L * Hkv * Dh * itemsize * (num_pages * segment_length + B * prompt_length).
     """
     heads, dtype = config.num_kv_heads, config.dtypes[1]
-    pool = (config.num_layers, num_slots * nodes_per_slot, heads, segment_length, config.head_dim)
+    pool = (config.num_layers, num_pages, heads, segment_length, config.head_dim)
     prompt = (config.num_layers, num_slots, heads, prompt_length, config.head_dim)
     return KVPages(jnp.zeros(pool, dtype), jnp.zeros(pool, dtype), jnp.zeros(prompt, dtype), jnp.zeros(prompt, dtype))

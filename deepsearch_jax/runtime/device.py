@@ -98,8 +98,9 @@ def start_trees(
     def body(params: Any, prompts: Prompts) -> tuple[KVPages, Tree]:
         num_slots, prompt_length = prompts.tokens.shape
         pages = init_pages(
-            model, num_slots, search.capacity, segment_length=search.segment_length, prompt_length=prompt_length
-        )
+            model, num_slots, num_slots * search.capacity, segment_length=search.segment_length,
+            prompt_length=prompt_length,
+        )  # fmt: skip
         is_used = prompts.lengths > 0
         pages = prefill(model, params, pages, prompts.tokens, prompts.lengths, is_used)
         trees = jax.vmap(lambda _: init_tree(search))(prompts.lengths)
@@ -127,7 +128,7 @@ def expand_trees(
         request = jax.vmap(functools.partial(_request, search=search, path_bucket=path_bucket))(
             trees, prompts, jnp.arange(prompts.lengths.shape[0]) * search.capacity, is_running
         )
-        pages, segments = decode_children(model, params, pages, request, decode)
+        pages, segments, _ = decode_children(model, params, pages, request, decode)
         is_terminal = jax.vmap(functools.partial(child_is_terminal, settings=search))(trees, segments)
         path, path_length = jax.vmap(functools.partial(path_tokens, settings=search))(trees, trees.current)
         view = ChildrenView(

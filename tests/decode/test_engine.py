@@ -90,6 +90,20 @@ def test_results_depend_on_neither_slot_nor_batch_nor_bucket():
                 np.testing.assert_allclose(segments.log_probs, expected.log_probs, atol=1e-5)
 
 
+@pytest.mark.parametrize("depth_bucket", [0, 2])
+def test_several_rows_may_continue_one_prompt(depth_bucket):
+    """Two rows expand the first prompt's root in one call, whose last token both feed and store; then its children."""
+    trees = Trees(settings(num_samples=2), random_prompts(4, 7, 5))
+    slots = [2, 0, 0, 1]
+    segments, pages = trees.expand([[]] * 4, depth_bucket=depth_bucket, slots=slots)
+    trees.check(segments, [[]] * 4, slots=slots)
+    assert (segments.tokens[1] != segments.tokens[2]).any()  # of different keys
+    slots = [0, 1, 0, 0, 2]
+    paths = [[(pages[row, k], segments.tokens[row, k])] for row, k in ((1, 0), (3, 1), (2, 1), (1, 1))] + [[]]
+    segments, _ = trees.expand(paths, depth_bucket=2, slots=slots)
+    trees.check(segments, paths, slots=slots)
+
+
 def eos_params(eos_id, logit):
     """Weights under which `eos_id` has almost all (or almost none) of the mass everywhere."""
     config = policy.ModelConfig.tiny(29, hidden_size=24, num_layers=2, num_heads=4, tie_word_embeddings=False)
@@ -148,7 +162,7 @@ def test_inactive_slots_write_nothing():
     np.testing.assert_array_equal(segments.lengths[1], 0)
     assert not segments.tokens[1].any()
     assert not segments.is_eos[1].any()
-    trees.check(segments, paths, slots=[0])
+    trees.check(segments, paths, rows=[0])
     for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(trees.pages)):
         start = old.shape[1] // 2  # the second slot's half of the pool and of the prompts
         np.testing.assert_array_equal(old[:, start:], new[:, start:])
@@ -197,11 +211,11 @@ def test_a_sharded_batch_gives_what_one_device_gives():
 
     def run(params, pages, tokens, first, last_of):
         pages = prefill(CONFIG, params, pages, tokens, first.prompt_lengths, first.active)
-        pages, one = decode_children(CONFIG, params, pages, first, how)
+        pages, one, _ = decode_children(CONFIG, params, pages, first, how)
         second = last_of.replace(last_token=one.tokens[:, 0, -1])
         return one, decode_children(CONFIG, params, pages, second, how)[1]
 
-    pages = init_pages(CONFIG, slots, 3, how.segment_length, how.max_prompt_length)
+    pages = init_pages(CONFIG, slots, slots * 3, how.segment_length, how.max_prompt_length)
     requests = (request(0, tokens[jnp.arange(slots), lengths - 1], 0), request(1, lengths, 0))
     over, first_axis = PartitionSpec(None, "data"), PartitionSpec("data")
     sharded = jax.jit(
@@ -216,7 +230,7 @@ def test_a_sharded_batch_gives_what_one_device_gives():
     for index in range(4):
         part = slice(2 * index, 2 * index + 2)
         mine = jax.tree.map(lambda x, p=part: x[p], (tokens, *requests))
-        small = init_pages(CONFIG, 2, 3, how.segment_length, how.max_prompt_length)
+        small = init_pages(CONFIG, 2, 6, how.segment_length, how.max_prompt_length)
         want = jax.jit(run)(params, small, *mine)
         for a, b in zip(got, want):
             np.testing.assert_array_equal(a.tokens[part], b.tokens)

@@ -39,7 +39,7 @@ class Trees:
         self.longest = settings.max_prompt_length + (settings.max_depth + 1) * settings.segment_length
         self.stacked = random_params() if "attention" not in self.params["layers"] else self.params
         room = settings.max_prompt_length
-        pages = init_pages(config, self.num_slots, pages_per_slot, settings.segment_length, room)
+        pages = init_pages(config, self.num_slots, self.num_slots * pages_per_slot, settings.segment_length, room)
         tokens = np.stack([np.pad(p, (0, room - len(p))) for p in self.prompts])
         lengths = np.array([len(p) for p in self.prompts])
         self.pages = encode(
@@ -48,17 +48,21 @@ class Trees:
         self.free = [list(range(i * pages_per_slot, (i + 1) * pages_per_slot)) for i in range(self.num_slots)]
         self.key = jax.random.key(seed)
 
-    def expand(self, paths, *, depth_bucket, active=None, row_keys=None):
-        """Expands one path [(page, tokens), ...] per slot; returns the segments and the pages of the children."""
-        count, samples = self.num_slots, self.settings.num_samples
+    def expand(self, paths, *, depth_bucket, active=None, row_keys=None, slots=None):
+        """Expands one path [(page, tokens), ...] a row; returns the segments and the pages of the children.
+
+        Row r continues prompt slots[r], by default prompt r.
+        """
+        count, samples = len(paths), self.settings.num_samples
+        prompt_of = range(count) if slots is None else slots
         path_pages = np.full((count, depth_bucket), -1)
         for row, path in zip(path_pages, paths):
             row[: len(path)] = [page for page, _ in path]
-        last = [(path[-1][1] if path else prompt)[-1] for path, prompt in zip(paths, self.prompts)]
+        last = [(path[-1][1] if path else self.prompts[slot])[-1] for path, slot in zip(paths, prompt_of)]
         child_pages = np.full((count, samples), -1)
-        for row, free in zip(child_pages, self.free):
-            taken = free[:samples]
-            del free[:samples]
+        for row, slot in zip(child_pages, prompt_of):
+            taken = self.free[slot][:samples]
+            del self.free[slot][:samples]
             row[: len(taken)] = taken
         if row_keys is None:
             self.key, key = jax.random.split(self.key)
@@ -71,26 +75,27 @@ class Trees:
             child_pages=jnp.array(child_pages),
             row_keys=row_keys,
             active=jnp.ones(count, bool) if active is None else jnp.array(active),
+            slots=None if slots is None else jnp.array(slots),
         )
-        self.pages, segments = decode(self.config, self.params, self.pages, request, self.settings)
+        self.pages, segments, self.recomputed = decode(self.config, self.params, self.pages, request, self.settings)
         return jax.tree.map(np.asarray, segments), child_pages
 
     def prefix(self, slot, path):
         return np.concatenate([self.prompts[slot], *(tokens for _, tokens in path)])
 
-    def check(self, segments, paths, slots=None, atol=1e-4):
+    def check(self, segments, paths, rows=None, slots=None, atol=1e-4):
         """Every segment's log-probs equal those of one full forward pass over its whole sequence."""
-        for slot in range(self.num_slots) if slots is None else slots:
-            prefix = self.prefix(slot, paths[slot])
+        for row in range(len(paths)) if rows is None else rows:
+            prefix = self.prefix(row if slots is None else slots[row], paths[row])
             for k in range(self.settings.num_samples):
-                length = segments.lengths[slot, k]
+                length = segments.lengths[row, k]
                 tokens = np.zeros(self.longest, np.int32)  # padding behind changes nothing before
-                tokens[: len(prefix) + length] = [*prefix, *segments.tokens[slot, k, :length]]
+                tokens[: len(prefix) + length] = [*prefix, *segments.tokens[row, k, :length]]
                 want = teacher_forced(self.config, self.stacked, jnp.array(tokens))
-                got = segments.log_probs[slot, k, :length]
+                got = segments.log_probs[row, k, :length]
                 np.testing.assert_allclose(got, want[len(prefix) : len(prefix) + length], atol=atol)
-                assert not segments.tokens[slot, k, length:].any()
-                assert not segments.log_probs[slot, k, length:].any()
+                assert not segments.tokens[row, k, length:].any()
+                assert not segments.log_probs[row, k, length:].any()
 
 
 def random_prompts(*lengths, vocab_size=CONFIG.vocab_size, seed=0):
