@@ -35,7 +35,8 @@ class Draws:
 
     def __init__(self, num_steps: int, batch: int, settings: SearchSettings) -> None:
         self.segment_length = settings.segment_length
-        generator, shape = np.random.default_rng(0), (num_steps, batch, settings.expansion_width)
+        cursors = settings.picks_per_step, settings.children_per_expansion
+        generator, shape = np.random.default_rng(0), (num_steps, batch, *cursors)
         self.is_eos = generator.random(shape) < END_PROBABILITY
         drawn = generator.integers(1, self.segment_length, shape)
         self.lengths = np.where(self.is_eos, drawn, self.segment_length).astype(np.int32)
@@ -43,7 +44,7 @@ class Draws:
         self.log_prob = -generator.gamma(2.0, 0.25, shape).astype(np.float32)
 
     def arrays(self, step: int) -> tuple[Segments, jax.Array]:
-        """One step as device arrays, Segments [B, K, S] and outcomes [B, K]."""
+        """One step as device arrays, Segments [B, F, C, S] and outcomes [B, F, C]."""
         in_segment = np.arange(self.segment_length) < self.lengths[step][..., None]
         log_probs = np.where(in_segment, self.log_prob[step][..., None], np.float32(0))
         tokens = np.where(in_segment, np.int32(7), np.int32(0))
@@ -54,7 +55,7 @@ class Draws:
 
     def objects(self, step: int, number: int) -> list[Child]:
         """One step of one tree as the plain objects read it."""
-        at = (step, number)
+        at = (step, number, 0)
         rows = zip(self.lengths[at], self.log_prob[at], self.is_eos[at], self.is_correct[at])
         return [
             Child([float(log_prob)] * int(length), bool(is_eos), "correct" if is_correct else "incorrect")

@@ -129,7 +129,8 @@ def expand_trees(
             trees, prompts, jnp.arange(prompts.lengths.shape[0]) * search.capacity, is_running
         )
         pages, segments, _ = decode_children(model, params, pages, request, decode)
-        is_terminal = jax.vmap(functools.partial(child_is_terminal, settings=search))(trees, segments)
+        by_cursor = jax.tree.map(lambda rows: rows[:, None], segments)  # one cursor a tree
+        is_terminal = jax.vmap(functools.partial(child_is_terminal, settings=search))(trees, by_cursor)[:, 0]
         path, path_length = jax.vmap(functools.partial(path_tokens, settings=search))(trees, trees.current)
         view = ChildrenView(
             is_terminal=is_terminal & is_running[:, None],
@@ -186,6 +187,7 @@ def advance_trees(
     def body(trees: Tree, segments: Segments, outcomes: jax.Array, prompts: Prompts) -> tuple[Tree, Any, Any]:
         # Children use the counters below the capacity, so this key is nobody else's.
         keys = jax.vmap(jax.random.fold_in)(prompts.keys, search.capacity + trees.num_nodes)
+        segments, outcomes = jax.tree.map(lambda rows: rows[:, None], (segments, outcomes))  # one cursor a tree
         trees = batched_search_step(trees, segments, outcomes, keys, search)
         current = jnp.maximum(trees.current, ROOT)
         depth = jnp.take_along_axis(trees.depth, current[:, None], axis=1)[:, 0]

@@ -1,12 +1,19 @@
 """The search tree: arrays in, arrays out. Functions take one tree; the caller maps them over a batch."""
 
 from deepsearch_jax.tree.backup import backup, candidates_at, choose_terminal, rewards_of, visit_open
-from deepsearch_jax.tree.expand import add_children, child_is_terminal, num_children_wanted, width_at_depth
-from deepsearch_jax.tree.frontier import can_be_selected, depth_bonus, frontier_scores, select_frontier
+from deepsearch_jax.tree.expand import add_children, child_is_terminal, child_slots, num_children_wanted, width_at_depth
+from deepsearch_jax.tree.frontier import (
+    can_be_selected,
+    depth_bonus,
+    frontier_entropies,
+    frontier_scores,
+    select_frontier,
+)
+from deepsearch_jax.tree.priority import page_priority
 from deepsearch_jax.tree.search import (
     PassInfo,
     Selection,
-    backup_pass,
+    backup_passes,
     batched_search_step,
     search_step,
 )
@@ -26,17 +33,20 @@ __all__ = [
     "Tree",
     "add_children",
     "backup",
-    "backup_pass",
+    "backup_passes",
     "batched_search_step",
     "can_be_selected",
     "candidates_at",
     "child_is_terminal",
+    "child_slots",
     "choose_terminal",
     "depth_bonus",
     "extract_trajectories",
+    "frontier_entropies",
     "frontier_scores",
     "init_tree",
     "num_children_wanted",
+    "page_priority",
     "path_nodes",
     "path_tokens",
     "rewards_of",

@@ -19,7 +19,7 @@ def rewards_of(outcome: jax.Array, settings: SearchSettings) -> jax.Array:
 
 
 def candidates_at(tree: Tree, node: jax.Array) -> jax.Array:
-    """Returns [K] int32: the children of `node` that are not credited yet, NO_NODE elsewhere. NO_NODE has none."""
+    """Returns [W] int32: the children of `node` that are not credited yet, NO_NODE elsewhere. NO_NODE has none."""
     children = tree.children[jnp.maximum(node, ROOT)]
     is_open = (node >= ROOT) & (children > ROOT) & ~tree.is_credited[children]
     return jnp.where(is_open, children, NO_NODE)
@@ -33,7 +33,7 @@ def choose_terminal(tree: Tree, candidates: jax.Array, key: jax.Array, settings:
     ties go to the earliest candidate. The paper takes every correct one; here, as recorded, one per pass.
 
     Args:
-      candidates: [K] int32 slots, NO_NODE where there is none.
+      candidates: [C] int32 slots, NO_NODE where there is none.
       key: typed PRNG key, consumed only if negative_choice is "random".
 
     Returns:
@@ -56,7 +56,7 @@ def choose_terminal(tree: Tree, candidates: jax.Array, key: jax.Array, settings:
 
 
 def visit_open(tree: Tree, candidates: jax.Array) -> Tree:
-    """Every candidate [K] that is not terminal gets a visit of value 0; `current` itself gets none."""
+    """Every candidate [C] that is not terminal gets a visit of value 0; the node expanded gets none."""
     is_open = (candidates > ROOT) & ~tree.is_terminal[candidates]
     slots = jnp.where(is_open, candidates, tree.parent.size)
     return dataclasses.replace(tree, visit_count=tree.visit_count.at[slots].add(1, mode="drop"))

@@ -1,4 +1,4 @@
-"""Expansion: how many children a node gets, and their entry into the tree."""
+"""Expansion: how many children the cursors ask for, and their entry into the tree."""
 
 import dataclasses
 from typing import NamedTuple
@@ -26,33 +26,54 @@ def width_at_depth(depth: jax.Array, settings: SearchSettings) -> jax.Array:
 
 
 def num_children_wanted(tree: Tree, settings: SearchSettings) -> jax.Array:
-    """Returns [] int32: children still to be made at `tree.current`; 0 once the search has ended."""
-    node = jnp.maximum(tree.current, ROOT)
-    missing = width_at_depth(tree.depth[node], settings) - tree.num_children[node]
-    return jnp.where(tree.is_running, jnp.maximum(missing, 0), 0)
+    """Returns [F] int32: children to be made now for each cursor; 0 at idle cursors and once the search has ended.
+
+    Eager: all that its node lacks. Lazy: one, if those of earlier cursors at the same node leave room for it.
+    """
+    nodes = jnp.maximum(tree.cursors, ROOT)
+    missing = width_at_depth(tree.depth[nodes], settings) - tree.num_children[nodes]
+    if settings.is_lazy:
+        same_node = tree.cursors[:, None] == tree.cursors[None, :]
+        missing = jnp.minimum(missing - jnp.tril(same_node, -1).sum(axis=1, dtype=jnp.int32), 1)
+    return jnp.where(tree.is_running & (tree.cursors >= ROOT), jnp.maximum(missing, 0), 0)
+
+
+def _is_wanted(tree: Tree, settings: SearchSettings) -> jax.Array:
+    """Returns [F, C] bool: the rows of an expansion that become children; the first ones of each cursor."""
+    return child_ranks(settings)[None, :] < num_children_wanted(tree, settings)[:, None]
+
+
+def child_slots(tree: Tree, settings: SearchSettings) -> jax.Array:
+    """Returns [F, C] int32: the node slots that the children get if they are made now; NO_NODE where none is wanted."""
+    wanted = num_children_wanted(tree, settings)
+    first = tree.num_nodes + jnp.cumsum(wanted, dtype=jnp.int32) - wanted
+    return jnp.where(_is_wanted(tree, settings), first[:, None] + child_ranks(settings)[None, :], NO_NODE)
 
 
 def child_is_terminal(tree: Tree, segments: Segments, settings: SearchSettings) -> jax.Array:
-    """Returns [K] bool: which of the segments sampled at `tree.current` end a trajectory, and so are to be verified.
+    """Returns [F, C] bool: which of the segments sampled at the cursors end a trajectory, and so are to be verified.
 
     A segment ends its trajectory with an end-of-sequence token, by being shorter than a full segment, or at max_depth.
-    Rows past `num_children_wanted` are never terminal.
+    Rows past `num_children_wanted` and those of idle cursors are never terminal.
+
+    Args:
+      segments: [F, C, ...] sampled at `tree.cursors`.
     """
-    chex.assert_rank([segments.lengths, segments.is_eos], 1)
+    chex.assert_shape([segments.lengths, segments.is_eos], (settings.picks_per_step, settings.children_per_expansion))
     ended = segments.lengths < settings.segment_length
     if not settings.reference_quirks:  # there a full segment goes on, whatever its last token is
         ended |= segments.is_eos
-    at_limit = tree.depth[jnp.maximum(tree.current, ROOT)] + 1 >= settings.max_depth
-    return (ended | at_limit) & (child_ranks(settings) < num_children_wanted(tree, settings))
+    at_limit = tree.depth[jnp.maximum(tree.cursors, ROOT)] + 1 >= settings.max_depth
+    return (ended | at_limit[:, None]) & _is_wanted(tree, settings)
 
 
 def child_ranks(settings: SearchSettings) -> jax.Array:
-    """Returns [K] int32 0, 1, ..., K - 1."""
-    return jnp.arange(settings.expansion_width, dtype=jnp.int32)
+    """Returns [C] int32 0, 1, ..., C - 1."""
+    return jnp.arange(settings.children_per_expansion, dtype=jnp.int32)
 
 
 class _Entropies(NamedTuple):
-    """What a child's log-probs sum up to, each [K]; meanings as in Tree."""
+    """What a child's log-probs sum up to, each [C]; meanings as in Tree."""
 
     mean_nll: jax.Array
     path_length: jax.Array
@@ -85,7 +106,7 @@ def _entropies(
 def _insert_in_preorder(
     tree: Tree, node: jax.Array, start: jax.Array, width: jax.Array, settings: SearchSettings
 ) -> jax.Array:
-    """Returns preorder [N] with room made for `width` new children of `node` at slots start, start + 1, ...
+    """Returns preorder [N] with room made for `width` more children of `node` at slots start, start + 1, ...
 
     They follow everything that is already below `node`: the next rank whose depth is not below `node` moves back.
     """
@@ -97,27 +118,48 @@ def _insert_in_preorder(
     return jnp.where(is_new, first + slots - start, shifted)
 
 
+class _NewChildren(NamedTuple):
+    """The rows of one cursor: segments [C, ...]; outcomes and is_terminal [C]; width [] how many of them are wanted."""
+
+    node: jax.Array
+    segments: Segments
+    outcomes: jax.Array
+    is_terminal: jax.Array
+    width: jax.Array
+
+
 def add_children(tree: Tree, segments: Segments, outcomes: jax.Array, settings: SearchSettings) -> Tree:
-    """Adds the children of `tree.current` (the missing ones, all at once). A tree that has ended is left as it is.
+    """Adds the children that the cursors wait for, cursor by cursor. A tree that has ended is left as it is.
+
+    Children that come late, to a node that has some already, take the ranks behind them.
 
     Args:
-      segments: [K, ...] sampled at `tree.current`; rows past `num_children_wanted` are ignored.
-      outcomes: [K] int32 Outcome of the rows that are terminal, others are ignored. A terminal without a verdict
+      segments: [F, C, ...] sampled at `tree.cursors`; rows past `num_children_wanted` are ignored.
+      outcomes: [F, C] int32 Outcome of the rows that are terminal, others are ignored. A terminal without a verdict
         (NONE) counts as INCORRECT.
     """
-    chex.assert_shape(outcomes, (settings.expansion_width,))
-    chex.assert_shape(segments.tokens, (settings.expansion_width, settings.segment_length))
-    node = jnp.maximum(tree.current, ROOT)
-    width = num_children_wanted(tree, settings)
+    F, C = settings.picks_per_step, settings.children_per_expansion
+    chex.assert_shape(outcomes, (F, C))
+    chex.assert_shape(segments.tokens, (F, C, settings.segment_length))
+    nodes = jnp.maximum(tree.cursors, ROOT)
+    is_terminal, wanted = child_is_terminal(tree, segments, settings), num_children_wanted(tree, settings)
+    rows = _NewChildren(nodes, segments, jnp.asarray(outcomes), is_terminal, wanted)
+    for cursor in range(F):
+        tree = _add_at(tree, jax.tree.map(lambda field: field[cursor], rows), settings)  # noqa: B023  (used at once)
+    return tree
+
+
+def _add_at(tree: Tree, new: _NewChildren, settings: SearchSettings) -> Tree:
+    """Adds the children of one cursor."""
+    node, segments, is_terminal, width = new.node, new.segments, new.is_terminal, new.width
     ranks = child_ranks(settings)
     is_new = ranks < width
-    is_terminal = child_is_terminal(tree, segments, settings)
-    unknown = is_terminal & (outcomes == Outcome.NONE)
+    unknown = is_terminal & (new.outcomes == Outcome.NONE)
     entropies = _entropies(tree, node, segments, is_terminal, settings)
     start = jnp.where(width > 0, tree.num_nodes, settings.capacity)  # out of bounds: the write is dropped
 
     def write(field: jax.Array, rows: jax.Array, free: int = 0) -> jax.Array:
-        """Writes [K, ...] rows at slots start, start + 1, ...; where a row is not new, what a free slot holds."""
+        """Writes [C, ...] rows at slots start, start + 1, ...; where a row is not new, what a free slot holds."""
         new = jnp.where(is_new.reshape(is_new.shape + (1,) * (rows.ndim - 1)), rows, free).astype(field.dtype)
         window = tuple(range(rows.ndim))
         return lax.scatter(
@@ -143,7 +185,7 @@ def add_children(tree: Tree, segments: Segments, outcomes: jax.Array, settings: 
         preorder=_insert_in_preorder(tree, node, start, width, settings),
         is_terminal=write(tree.is_terminal, is_terminal),
         outcome=write(
-            tree.outcome, jnp.where(is_terminal, jnp.where(unknown, Outcome.INCORRECT, outcomes), Outcome.NONE)
+            tree.outcome, jnp.where(is_terminal, jnp.where(unknown, Outcome.INCORRECT, new.outcomes), Outcome.NONE)
         ),
         segment_lengths=write(tree.segment_lengths, segments.lengths),
         mean_nll=write(tree.mean_nll, entropies.mean_nll),

@@ -1,4 +1,11 @@
-"""Global selection over the nodes of the whole tree that may still be expanded."""
+"""Global selection over the places of the whole tree where children may still be made.
+
+A *place* is what one cursor takes. Eager: a node whose missing children are made all at once, the root excepted. Lazy:
+"the next child of node s", for every s that is not terminal, the root too; s has as many places as it lacks children.
+Lazy expansion and its frontier are definitions of this project, not of the paper.
+"""
+
+from collections.abc import Sequence
 
 import chex
 import jax
@@ -19,36 +26,79 @@ def depth_bonus(depth: jax.Array, settings: SearchSettings) -> jax.Array:
     return depth
 
 
+def frontier_entropies(tree: Tree, settings: SearchSettings) -> jax.Array:
+    """H(s) of every node, [N] V, nats per token; 0 at a root without children.
+
+    `frontier_entropy` says whose tokens it is a mean over: "own" those of the node's segment (Eq. 7), "path" those
+    from the root to the end of the node, "children" those of the segments of its children, each token with the same
+    weight, and as "path" where it has none. The last two are definitions of this project.
+    """
+    if settings.frontier_entropy == "own":
+        return tree.mean_nll.astype(settings.value_dtype)
+    if settings.frontier_entropy == "path":
+        return tree.path_entropy
+    # Sums over the children: their path sums less that of the node. The root and free slots have no parent.
+    parent = jnp.where(tree.parent >= ROOT, tree.parent, settings.capacity)
+    before = jnp.maximum(tree.parent, ROOT)
+    total = (
+        jnp.zeros_like(tree.path_log_prob).at[parent].add(tree.path_log_prob - tree.path_log_prob[before], mode="drop")
+    )
+    count = jnp.zeros_like(tree.path_length).at[parent].add(tree.segment_lengths, mode="drop")
+    mean = -total / jnp.maximum(count, 1).astype(total.dtype)
+    return jnp.where(tree.num_children > 0, mean, tree.path_entropy)
+
+
 def frontier_scores(tree: Tree, settings: SearchSettings) -> jax.Array:
-    """F(s) = l1 tanh(Q(parent)) + l4 tanh(Q(s)) + l2 H(s) + l3 D(depth) of every node (Eq. 6; l4 is not in the paper).
+    """F of the places at every node.
+
+    Eager, the place "expand s" (Eq. 6; l4 is not in the paper):
+      F(s) = l1 tanh(Q(parent of s)) + l4 tanh(Q(s)) + l2 H(s) + l3 D(depth of s)
+    Lazy, the place "next child of s" (own definition). The node to come has s for its parent, and no entropy yet:
+      F(s) = l1 tanh(Q(s)) + l4 tanh(Q(s)) + l2 H(s) + l3 D(depth of s)
+    H is `frontier_entropies`.
 
     Returns:
-      [N] V; meaningless at the root and in free slots, which `select_frontier` masks.
+      [N] V; meaningless where `can_be_selected` is False.
     """
     chex.assert_rank(tree.parent, 1)
     squashed = jnp.tanh(tree.q_value)
-    scores = settings.frontier_value_weight * squashed[jnp.maximum(tree.parent, ROOT)]
+    parents = squashed if settings.is_lazy else squashed[jnp.maximum(tree.parent, ROOT)]
+    scores = settings.frontier_value_weight * parents
     if settings.frontier_own_value_weight > 0.0:
         scores = scores + settings.frontier_own_value_weight * squashed
     if settings.frontier_entropy_weight != 0.0:
-        scores = scores + settings.frontier_entropy_weight * tree.mean_nll.astype(scores.dtype)
+        scores = scores + settings.frontier_entropy_weight * frontier_entropies(tree, settings)
     return scores + settings.frontier_depth_weight * depth_bonus(tree.depth, settings)
 
 
-def can_be_selected(tree: Tree, only_frontier: jax.Array | bool, settings: SearchSettings) -> jax.Array:
-    """Returns [N] bool: nodes, neither terminal nor the root; with `only_frontier` only those with missing children."""
+def can_be_selected(
+    tree: Tree, only_frontier: jax.Array | bool, settings: SearchSettings, taken: Sequence[jax.Array] = ()
+) -> jax.Array:
+    """Returns [N] bool: nodes that are not terminal, and in an eager tree not the root.
+
+    Args:
+      only_frontier: only those with a place that is free.
+      taken: nodes ([] int32 each, NO_NODE for none) at which other cursors wait; each takes one place there.
+    """
     slots = jnp.arange(settings.capacity, dtype=jnp.int32)
-    is_inner = (slots > ROOT) & (slots < tree.num_nodes) & ~tree.is_terminal
-    has_room = tree.num_children < width_at_depth(tree.depth, settings)
+    first = ROOT if settings.is_lazy else ROOT + 1
+    is_inner = (slots >= first) & (slots < tree.num_nodes) & ~tree.is_terminal
+    num_children = tree.num_children
+    for other in taken:
+        num_children = num_children + jnp.where(slots == other, settings.children_per_expansion, 0)
+    has_room = num_children < width_at_depth(tree.depth, settings)
     return is_inner & (has_room | ~jnp.asarray(only_frontier))
 
 
-def select_frontier(tree: Tree, only_frontier: jax.Array | bool, settings: SearchSettings) -> jax.Array:
+def select_frontier(
+    tree: Tree, only_frontier: jax.Array | bool, settings: SearchSettings, taken: Sequence[jax.Array] = ()
+) -> jax.Array:
     """Returns [] int32: the selectable node of the highest F, among equals the first in depth-first order.
 
     NO_NODE if there is none. The order is that of the recorded searches and independent of when a node was made.
+    `taken` as for `can_be_selected`.
     """
-    candidates = can_be_selected(tree, only_frontier, settings)
+    candidates = can_be_selected(tree, only_frontier, settings, taken)
     scores = jnp.where(candidates, frontier_scores(tree, settings), -jnp.inf)
     is_best = candidates & (scores == scores.max())
     first = jnp.min(jnp.where(is_best, tree.preorder, settings.capacity))

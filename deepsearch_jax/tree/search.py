@@ -1,9 +1,9 @@
-"""One step of the search: expansion, backup pass, choice of the next node, revisits; on one tree and on a batch."""
+"""One step of the search: expansion, backup passes, choice of the next nodes, revisits; on one tree and on a batch."""
 
 import dataclasses
 import enum
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from deepsearch_jax.tree.backup import backup, candidates_at, choose_terminal, visit_open
-from deepsearch_jax.tree.expand import add_children, num_children_wanted, width_at_depth
+from deepsearch_jax.tree.expand import add_children, child_slots, num_children_wanted, width_at_depth
 from deepsearch_jax.tree.frontier import select_frontier
 from deepsearch_jax.tree.select import select_child
 from deepsearch_jax.tree.settings import SearchSettings
@@ -20,20 +20,20 @@ from deepsearch_jax.types import Segments
 
 
 class Selection(enum.IntEnum):
-    """How a pass chose the next node; int32 in arrays."""
+    """How a cursor chose its next node; int32 in arrays."""
 
     STOP = 0  # the last trajectory wanted is credited, nothing was chosen
-    LOCAL = 1  # by UCT among the children of the current node
+    LOCAL = 1  # among the children of its node, by UCT (lazy: the child just made)
     GLOBAL = 2  # by F over the whole tree
     UCT_ROOT = 3  # by UCT among the children of the root
-    FALLBACK_FRONTIER = 4  # every child of the current node is terminal: by F over the frontier
+    FALLBACK_FRONTIER = 4  # no child of its node is open, or it was idle: by F over the frontier
 
 
 class PassInfo(NamedTuple):
-    """What one backup pass did; the search itself does not read it.
+    """What the turn of one cursor did; the search itself does not read it. Stacked: a leading [F] axis.
 
-    candidates: [K] int32 slots considered, NO_NODE where there is none; chosen: [] int32 the credited one or NO_NODE;
-    how: [] int32 Selection; next_node: [] int32 selected node or NO_NODE.
+    candidates: slots considered, NO_NODE where there is none, [C] children just made or [W] children in a revisit;
+    chosen: [] int32 the credited one or NO_NODE; how: [] int32 Selection; next_node: [] int32 selected node or NO_NODE.
     """
 
     candidates: jax.Array
@@ -43,10 +43,10 @@ class PassInfo(NamedTuple):
 
 
 class _Visit(NamedTuple):
-    """A backup pass between its two halves: credit, then the choice of the next node.
+    """The turn of a cursor between its two halves: credit, then the choice of the next node.
 
-    is_active: [] bool the pass takes place; candidates, chosen: see PassInfo; met_terminal: [] bool a terminal was
-    among the candidates; child: [] int32 the best child of the current node, NO_NODE if all are terminal.
+    is_active: [] bool the turn takes place; candidates, chosen: see PassInfo; met_terminal: [] bool a terminal was
+    among the candidates; child: [] int32 where a descent goes on below the cursor's node, NO_NODE if nowhere.
     """
 
     is_active: jax.Array
@@ -57,36 +57,81 @@ class _Visit(NamedTuple):
 
     @property
     def is_stuck(self) -> jax.Array:
-        """[] bool the local choice has nothing to choose from."""
+        """[] bool the local choice has nothing to choose from; always so if the cursor was idle."""
         return ~self.met_terminal & (self.child == NO_NODE)
 
 
-def _credit(tree: Tree, is_active: jax.Array, key: jax.Array, settings: SearchSettings) -> tuple[Tree, _Visit]:
-    """First half of a pass at `tree.current`: visits the open children and credits at most one terminal child."""
-    candidates = candidates_at(tree, jnp.where(is_active, tree.current, NO_NODE))
+class _Move(NamedTuple):
+    """Where one cursor goes.
+
+    node: [] int32 NO_NODE if it becomes idle; status: [] int32 RUNNING if it goes somewhere, else what keeps it from
+    going; num_promised: [] int32 nodes that its next expansion makes.
+    """
+
+    node: jax.Array
+    status: jax.Array
+    num_promised: jax.Array
+
+
+def _credit(
+    tree: Tree,
+    cursor: int,
+    is_active: jax.Array,
+    key: jax.Array,
+    settings: SearchSettings,
+    fresh: jax.Array | None = None,
+    taken: Sequence[jax.Array] = (),
+) -> tuple[Tree, _Visit]:
+    """First half of a turn, the backup pass: visits the open candidates and credits at most one terminal.
+
+    Args:
+      cursor: which one, static.
+      fresh: [C] int32 the children just made for it, the candidates; None: every child that is not credited yet.
+      taken: nodes at which other cursors wait by now.
+    """
+    node = jnp.where(is_active, tree.cursors[cursor], NO_NODE)
+    candidates = candidates_at(tree, node) if fresh is None else jnp.where(is_active, fresh, NO_NODE)
     met_terminal = ((candidates > ROOT) & tree.is_terminal[candidates]).any()
     chosen = choose_terminal(tree, candidates, jax.random.fold_in(key, tree.num_passes), settings)
     after = backup(visit_open(tree, candidates), chosen, settings)
-    after = dataclasses.replace(after, num_passes=after.num_passes + is_active)
-    node = jnp.maximum(tree.current, ROOT)
-    return after, _Visit(is_active, candidates, chosen, met_terminal, select_child(after, node, settings))
+    after = dataclasses.replace(after, num_passes=after.num_passes + (node >= ROOT))
+    if settings.is_lazy:
+        child = _lazy_child(tree, candidates, settings, taken)
+    else:
+        child = select_child(after, jnp.maximum(node, ROOT), settings, taken)
+        child = jnp.where(node >= ROOT, child, NO_NODE)
+    return after, _Visit(is_active, candidates, chosen, met_terminal, child)
+
+
+def _lazy_child(tree: Tree, fresh: jax.Array, settings: SearchSettings, taken: Sequence[jax.Array]) -> jax.Array:
+    """Returns [] int32: the child just made, [1], if the descent can go on there; NO_NODE if others took its places."""
+    child = fresh[0]
+    at = jnp.maximum(child, ROOT)
+    num_waiting = sum((jnp.where(other == at, 1, 0) for other in taken), jnp.int32(0))
+    has_room = tree.num_children[at] + num_waiting < width_at_depth(tree.depth[at], settings)
+    return jnp.where((child > ROOT) & ~tree.is_terminal[at] & has_room, child, NO_NODE)
 
 
 def _needs_frontier(tree: Tree, visit: _Visit, settings: SearchSettings) -> jax.Array:
-    """Returns [] bool: the second half of the pass will read what `_frontier` selects."""
+    """Returns [] bool: the second half of the turn will read what `_frontier` selects."""
     needed = visit.is_stuck if settings.backtrace == "uct" else visit.is_stuck | visit.met_terminal
     return visit.is_active & needed & (tree.num_credited < settings.num_trajectories)
 
 
-def _frontier(tree: Tree, visit: _Visit, settings: SearchSettings) -> jax.Array:
-    return select_frontier(tree, visit.is_stuck | settings.force_to_frontier, settings)
+def _frontier(tree: Tree, visit: _Visit, settings: SearchSettings, taken: Sequence[jax.Array] = ()) -> jax.Array:
+    return select_frontier(tree, visit.is_stuck | settings.force_to_frontier, settings, taken)
 
 
-def _move_on(tree: Tree, visit: _Visit, frontier: jax.Array, settings: SearchSettings) -> tuple[Tree, PassInfo]:
-    """Second half of a pass: chooses the next node and moves `current` there, or ends the search.
+def _next_move(
+    tree: Tree, visit: _Visit, frontier: jax.Array, settings: SearchSettings, num_promised: jax.Array | int = 0
+) -> tuple[_Move, PassInfo]:
+    """Second half of a turn: chooses the next node of the cursor.
 
     Where a terminal was among the candidates, the next node is `frontier`, the choice over the whole tree (or the best
-    child of the root by UCT), else the best child of the current node.
+    child of the root by UCT), else the best child of the cursor's node.
+
+    Args:
+      num_promised: nodes that the next expansions of the cursors before this one make.
     """
     if settings.backtrace == "uct":
         far, far_how = select_child(tree, jnp.int32(ROOT), settings), Selection.UCT_ROOT
@@ -98,47 +143,84 @@ def _move_on(tree: Tree, visit: _Visit, frontier: jax.Array, settings: SearchSet
     is_finished = tree.num_credited >= settings.num_trajectories
     next_node = jnp.where(is_finished, NO_NODE, next_node)
     how = jnp.where(is_finished, Selection.STOP, how).astype(jnp.int32)
-    status = _status_at(tree, next_node, settings)
-    goes_to = jnp.where(status == SearchStatus.RUNNING, next_node, NO_NODE)
-    moved = dataclasses.replace(
-        tree,
-        current=jnp.where(visit.is_active, goes_to, tree.current),
-        status=jnp.where(visit.is_active, status, tree.status),
-    )
-    return moved, PassInfo(visit.candidates, visit.chosen, how, next_node)
+    move = _move_to(tree, next_node, num_promised, settings)
+    return move, PassInfo(visit.candidates, visit.chosen, how, next_node)
 
 
-def backup_pass(tree: Tree, key: jax.Array, settings: SearchSettings) -> tuple[Tree, PassInfo]:
-    """Backs up among the children of `tree.current` and moves `current` on; sets the status if that ends the search.
+def _move_to(tree: Tree, next_node: jax.Array, num_promised: jax.Array | int, settings: SearchSettings) -> _Move:
+    """The move to `next_node`, if the budgets allow it.
 
-    At most one terminal is credited per pass; the others wait for a revisit of their parent. A tree that has ended is
-    left as it is.
-
-    Args:
-      key: typed PRNG key of the step; the draw of a pass derives from it and from `tree.num_passes`.
-    """
-    tree, visit = _credit(tree, tree.is_running, key, settings)
-    return _move_on(tree, visit, _frontier(tree, visit, settings), settings)
-
-
-def _status_at(tree: Tree, next_node: jax.Array, settings: SearchSettings) -> jax.Array:
-    """The status of a search that wants to go on at `next_node`, [] int32.
-
-    An expansion needs expansion_width free slots (also where dynamic width makes fewer children), room in the node
-    budget for the children it does make, and a token budget not yet used up. A revisit needs none of these.
+    An expansion needs children_per_expansion free slots (also where dynamic width makes fewer children), room in the
+    node budget for the children it does make, and a token budget not yet used up. A revisit needs none of these.
     """
     at = jnp.maximum(next_node, ROOT)
     missing = width_at_depth(tree.depth[at], settings) - tree.num_children[at]
-    out_of_nodes = tree.num_nodes + settings.expansion_width > settings.capacity
+    missing = jnp.clip(missing, 0, settings.children_per_expansion)
+    num_nodes = tree.num_nodes + num_promised
+    out_of_nodes = num_nodes + settings.children_per_expansion > settings.capacity
     if settings.node_budget:
-        out_of_nodes |= tree.num_nodes + missing > settings.node_budget
+        out_of_nodes |= num_nodes + missing > settings.node_budget
     status = jnp.where((missing > 0) & out_of_nodes, SearchStatus.OUT_OF_NODES, SearchStatus.RUNNING)
     if settings.token_budget:
         out_of_tokens = (missing > 0) & (tree.num_tokens >= settings.token_budget)
         status = jnp.where(out_of_tokens, SearchStatus.OUT_OF_TOKENS, status)
-    status = jnp.where(next_node == NO_NODE, SearchStatus.EXHAUSTED, status)
-    finished = tree.num_credited >= settings.num_trajectories
-    return jnp.where(finished, SearchStatus.FINISHED, status).astype(jnp.int32)
+    status = jnp.where(next_node == NO_NODE, SearchStatus.EXHAUSTED, status).astype(jnp.int32)
+    goes = status == SearchStatus.RUNNING
+    return _Move(jnp.where(goes, next_node, NO_NODE), status, jnp.where(goes, missing, 0))
+
+
+def _settle(tree: Tree, is_active: jax.Array, moves: Sequence[_Move], settings: SearchSettings) -> Tree:
+    """Puts every cursor where it goes, and ends the search if it is finished or none of them goes anywhere.
+
+    Then the reason is the token budget, the nodes, or that no place is left, in this order (that of the statuses).
+    """
+    status = jnp.stack([move.status for move in moves])
+    status = jnp.where((status == SearchStatus.RUNNING).any(), SearchStatus.RUNNING, status.max())
+    is_finished = tree.num_credited >= settings.num_trajectories
+    status = jnp.where(is_finished, SearchStatus.FINISHED, status).astype(jnp.int32)
+    cursors = jnp.where(is_finished, NO_NODE, jnp.stack([move.node for move in moves]))
+    return dataclasses.replace(
+        tree,
+        cursors=jnp.where(is_active, cursors, tree.cursors),
+        status=jnp.where(is_active, status, tree.status),
+    )
+
+
+def backup_passes(
+    tree: Tree, key: jax.Array, settings: SearchSettings, fresh: jax.Array | None = None
+) -> tuple[Tree, PassInfo]:
+    """Cursor by cursor, a backup pass and the move to the next place; sets the status if that ends the search.
+
+    Without a terminal among the children just made the descent goes on below: to the best of them by UCT, or, where
+    expansion makes one child, to that one. Otherwise, and where the cursors before took all places there, it goes to
+    the best free place of the whole tree. If there is none, or its expansion does not fit the budgets beside those of
+    the cursors before, the cursor is idle until its turn in the next step. At most one terminal is credited per pass;
+    the others wait for a revisit of their parent. Once the last trajectory is credited, the children of the cursors
+    behind stay without a pass. A tree that has ended is left as it is.
+
+    Args:
+      key: typed PRNG key of the step; the draw of a pass derives from it and from `tree.num_passes`.
+      fresh: [F, C] int32 slots of the children just made (`child_slots` before them), NO_NODE for none; None where
+        expansion is eager: then the candidates are all children of the cursor's node that are not credited.
+
+    Returns:
+      the tree, and PassInfo with a leading [F] axis.
+    """
+    if fresh is None and settings.is_lazy:
+        raise ValueError('expansion="lazy" backs up the children just made only; give their slots as fresh')
+    is_running, promised = tree.is_running, jnp.int32(0)
+    moves: list[_Move] = []
+    infos: list[PassInfo] = []
+    for cursor in range(settings.picks_per_step):
+        taken = [move.node for move in moves]
+        is_active = is_running & (tree.num_credited < settings.num_trajectories) if cursor else is_running
+        rows = None if fresh is None else fresh[cursor]
+        tree, visit = _credit(tree, cursor, is_active, key, settings, rows, taken)
+        move, info = _next_move(tree, visit, _frontier(tree, visit, settings, taken), settings, promised)
+        promised = promised + move.num_promised
+        moves.append(move)
+        infos.append(info)
+    return _settle(tree, is_running, moves, settings), jax.tree.map(lambda *rows: jnp.stack(rows), *infos)
 
 
 class _Revisited(NamedTuple):
@@ -150,7 +232,7 @@ class _Revisited(NamedTuple):
     credited: jax.Array
     num_credited: jax.Array
     num_passes: jax.Array
-    current: jax.Array
+    cursors: jax.Array
     status: jax.Array
 
     @classmethod
@@ -164,16 +246,16 @@ class _Revisited(NamedTuple):
 def batched_search_step(
     trees: Tree, segments: Segments, outcomes: jax.Array, keys: jax.Array, settings: SearchSettings
 ) -> Tree:
-    """Expands the current node of every tree with the sampled segments, backs up and selects the next.
+    """Expands the nodes of every tree's cursors with the sampled segments, backs up and selects the next ones.
 
-    On return a tree is either not RUNNING or its `current` waits for an expansion: a node that selection reaches and
-    that has all its children already gets its backup pass in here. Trees that are not RUNNING come back unchanged. Jit
-    it with static `settings` and donated `trees`.
+    On return a tree is either not RUNNING or at least one of its cursors waits for an expansion: a node that selection
+    reaches and that has all its children already gets its backup pass in here. Trees that are not RUNNING come back
+    unchanged. Jit it with static `settings` and donated `trees`.
 
     Args:
       trees: Tree with a leading [B] axis on every field, like all arguments.
-      segments: [B, K, ...] sampled at `trees.current`.
-      outcomes: [B, K] int32 Outcome of the rows that `child_is_terminal` names.
+      segments: [B, F, C, ...] sampled at `trees.cursors`.
+      outcomes: [B, F, C] int32 Outcome of the rows that `child_is_terminal` names.
       keys: [B] typed PRNG keys, read only if negative_choice is "random".
     """
 
@@ -181,19 +263,22 @@ def batched_search_step(
         return jax.vmap(functools.partial(function, settings=settings))
 
     def first(tree: Tree, segments: Segments, outcomes: jax.Array, key: jax.Array) -> Tree:
-        return backup_pass(add_children(tree, segments, outcomes, settings), key, settings)[0]
+        fresh = child_slots(tree, settings) if settings.is_lazy else None
+        return backup_passes(add_children(tree, segments, outcomes, settings), key, settings, fresh)[0]
 
     trees = jax.vmap(first)(trees, segments, outcomes, keys)
     if not settings.can_revisit:
         return trees
 
     def waits_at_expanded(trees: Tree) -> jax.Array:
-        return trees.is_running & (over_trees(num_children_wanted)(trees) == 0)
+        return trees.is_running & (over_trees(num_children_wanted)(trees)[:, 0] == 0)
 
-    # The loop is over the batch, not mapped over trees: a mapped loop would copy its state in every round, and could
-    # not leave out the choice over the whole tree in the rounds where no tree needs it.
+    # Only searches with a single cursor revisit. The loop is over the batch, not mapped over trees: a mapped loop would
+    # copy its state in every round, and could not leave out the choice over the whole tree where no tree needs it.
     def revisit(state: _Revisited) -> _Revisited:
-        after, visits = over_trees(_credit)(state.into(trees), waits_at_expanded(state.into(trees)), keys)
+        before = state.into(trees)
+        is_active = waits_at_expanded(before)
+        after, visits = over_trees(functools.partial(_credit, cursor=0))(before, is_active=is_active, key=keys)
         frontier = lax.cond(
             over_trees(_needs_frontier)(after, visits).any(),
             over_trees(_frontier),
@@ -201,7 +286,9 @@ def batched_search_step(
             after,
             visits,
         )
-        return _Revisited.of(over_trees(_move_on)(after, visits, frontier)[0])
+        moves, _ = over_trees(_next_move)(after, visits, frontier)
+        settled = jax.vmap(lambda tree, active, move: _settle(tree, active, [move], settings))(after, is_active, moves)
+        return _Revisited.of(settled)
 
     def any_waits(state: _Revisited) -> jax.Array:
         return waits_at_expanded(state.into(trees)).any()

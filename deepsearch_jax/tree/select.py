@@ -1,5 +1,7 @@
 """Local selection among the children of one node, by UCT."""
 
+from collections.abc import Sequence
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -18,7 +20,7 @@ def uct_scores(tree: Tree, node: jax.Array, settings: SearchSettings) -> jax.Arr
       node: [] int32 slot.
 
     Returns:
-      [K] float32 by child rank, -inf where there is no child or it is terminal. Float32 also where values are float64:
+      [W] float32 by child rank, -inf where there is no child or it is terminal. Float32 also where values are float64:
       that is how the recorded searches compare, and it decides their ties.
     """
     chex.assert_rank([tree.parent, node], [1, 0])
@@ -32,8 +34,14 @@ def uct_scores(tree: Tree, node: jax.Array, settings: SearchSettings) -> jax.Arr
     return jnp.where(can_be_chosen, q_value + bonus, -jnp.inf).astype(jnp.float32)
 
 
-def select_child(tree: Tree, node: jax.Array, settings: SearchSettings) -> jax.Array:
-    """Returns [] int32: the child of the highest UCT score, the first of equals; NO_NODE if all are terminal."""
+def select_child(tree: Tree, node: jax.Array, settings: SearchSettings, taken: Sequence[jax.Array] = ()) -> jax.Array:
+    """Returns [] int32: the child of the highest UCT score, the first of equals; NO_NODE if all are terminal.
+
+    Args:
+      taken: nodes ([] int32 each) at which other cursors wait; they are left out.
+    """
     scores = uct_scores(tree, node, settings)
+    for other in taken:
+        scores = jnp.where(tree.children[node] == other, -jnp.inf, scores)
     best = jnp.argmax(scores)
     return jnp.where(scores[best] > -jnp.inf, tree.children[node, best], NO_NODE)

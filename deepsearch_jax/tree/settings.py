@@ -4,6 +4,8 @@ import dataclasses
 import math
 
 BACKTRACES = ("frontier", "uct")
+EXPANSIONS = ("eager", "lazy")
+FRONTIER_ENTROPIES = ("own", "path", "children")
 DEPTH_BONUSES = ("sqrt", "log", "constant")
 NEGATIVE_CHOICES = ("most_confident", "random", "least_confident")
 BACKUP_RULES = ("constrained", "vanilla")
@@ -15,14 +17,20 @@ class SearchSettings:
     """What one search does, with the paper's symbols (DeepSearch, arXiv 2509.25454, section 3)."""
 
     # Sizes. They fix array shapes, so a change compiles anew.
-    expansion_width: int = 8  # children sampled per expansion, the paper's n; K in shapes
+    expansion_width: int = 8  # most children of a node, the paper's n; W in shapes
     max_depth: int = 64  # segments per trajectory, d_T; a node at this depth is terminal; D in shapes
     segment_length: int = 256  # tokens per segment; S in shapes
     num_trajectories: int = 8  # credited terminals after which the search is finished; M in shapes
     capacity: int = 1536  # node slots; N in shapes; memory is 12 * capacity * segment_length bytes per tree
 
-    # Budgets: the tree ends with what it has.
-    node_budget: int = 0  # an expansion that would make more nodes than this (root counted) ends the tree; 0 = capacity
+    picks_per_step: int = 1  # nodes of one tree expanded together; F in shapes, and the compiled step grows with it
+
+    # "eager": an expansion makes all children of its node (the paper). "lazy": it makes one child; a descent goes on
+    # through it, a sibling is made only when the frontier picks that place (then negative_choice never has a choice).
+    expansion: str = "eager"
+
+    # Budgets: a cursor whose expansion does not fit waits; a tree in which none fits ends with what it has.
+    node_budget: int = 0  # most nodes of a tree, root counted; 0 = capacity
     token_budget: int = 0  # no expansion starts once this many tokens were sampled for the tree; 0 = no limit
 
     # Rewards and backup.
@@ -37,7 +45,8 @@ class SearchSettings:
     backtrace: str = "frontier"  # after a terminal: "frontier" (whole tree, Eq. 6) | "uct" (children of the root)
     force_to_frontier: bool = True  # False: the global choice may also land on expanded nodes, which are revisited
     frontier_value_weight: float = 0.4  # lambda1, of tanh(q_value of the parent)
-    frontier_entropy_weight: float = 0.0  # lambda2, of the segment's mean token negative log-prob (nats)
+    frontier_entropy_weight: float = 0.0  # lambda2, of H, a mean token negative log-prob (nats)
+    frontier_entropy: str = "own"  # H over: "own" the node's segment (Eq. 7) | "path" its prefix | "children" theirs
     frontier_depth_weight: float = 0.01  # lambda3, of the depth bonus
     frontier_own_value_weight: float = 0.0  # lambda4, of tanh(q_value of the node itself); not in the paper
     depth_bonus: str = "sqrt"  # Eq. 7: "sqrt" sqrt(d/d_T) | "log" ln(d+1) | "constant" d
@@ -53,33 +62,42 @@ class SearchSettings:
     reference_eos_is_pad: bool = False  # the EOS of a leaf does not count in the entropy of its trajectory
 
     def __post_init__(self) -> None:
-        for name in ("expansion_width", "max_depth", "segment_length", "num_trajectories"):
+        for name in ("expansion_width", "max_depth", "segment_length", "num_trajectories", "picks_per_step"):
             self._check(getattr(self, name) >= 1, name, "at least 1")
         for name in ("node_budget", "token_budget", "min_width", "width_decay"):
             self._check(getattr(self, name) >= 0, name, "0 (off) or more")
-        if self.capacity < self.expansion_width + 1:
-            raise ValueError(
-                f"capacity={self.capacity} has no room for the root and expansion_width={self.expansion_width} "
-                f"children; the least capacity is {self.expansion_width + 1}"
-            )
-        if 0 < self.node_budget < self.expansion_width + 1:
-            raise ValueError(
-                f"node_budget={self.node_budget} allows no expansion at all (the root and expansion_width="
-                f"{self.expansion_width} children); raise it to {self.expansion_width + 1} or set 0 for no budget"
-            )
-        if self.min_width > self.expansion_width:
-            raise ValueError(
-                f"min_width={self.min_width} is above expansion_width={self.expansion_width}; lower it, "
-                "or set 0 for a fixed width"
-            )
         for name, choices in (
+            ("expansion", EXPANSIONS),
             ("backtrace", BACKTRACES),
+            ("frontier_entropy", FRONTIER_ENTROPIES),
             ("depth_bonus", DEPTH_BONUSES),
             ("negative_choice", NEGATIVE_CHOICES),
             ("backup_rule", BACKUP_RULES),
             ("value_dtype", VALUE_DTYPES),
         ):
             self._check(getattr(self, name) in choices, name, "one of " + ", ".join(choices))
+        least = 1 + self.children_per_expansion
+        if self.capacity < least:
+            raise ValueError(
+                f"capacity={self.capacity} has no room for the root and one expansion of expansion={self.expansion!r} "
+                f"with expansion_width={self.expansion_width}; the least capacity is {least}"
+            )
+        if 0 < self.node_budget < least:
+            raise ValueError(
+                f"node_budget={self.node_budget} allows no expansion at all (the root and the children of one "
+                f"expansion); raise it to {least} or set 0 for no budget"
+            )
+        if self.min_width > self.expansion_width:
+            raise ValueError(
+                f"min_width={self.min_width} is above expansion_width={self.expansion_width}; lower it, "
+                "or set 0 for a fixed width"
+            )
+        if (self.is_lazy or self.picks_per_step > 1) and self.can_revisit:
+            raise ValueError(
+                f"expansion={self.expansion!r} with picks_per_step={self.picks_per_step} needs "
+                f'backtrace="frontier" and force_to_frontier=True, not backtrace={self.backtrace!r} and '
+                f'force_to_frontier={self.force_to_frontier}; only expansion="eager" with picks_per_step=1 revisits'
+            )
         self._check(-1.0 <= self.incomplete_score < 1.0, "incomplete_score", "in [-1, 1)")
         self._check(0.0 <= self.min_depth_weight <= 1.0, "min_depth_weight", "in [0, 1]")
         self._check(self.exploration >= 0.0, "exploration", "0 or more")
@@ -90,6 +108,16 @@ class SearchSettings:
     def _check(self, holds: bool, name: str, expected: str) -> None:
         if not holds:
             raise ValueError(f"{name}={getattr(self, name)!r} must be {expected}")
+
+    @property
+    def is_lazy(self) -> bool:
+        """Whether an expansion makes one child only."""
+        return self.expansion == "lazy"
+
+    @property
+    def children_per_expansion(self) -> int:
+        """Most children that one expansion makes; C in shapes."""
+        return 1 if self.is_lazy else self.expansion_width
 
     @property
     def max_nodes(self) -> int:

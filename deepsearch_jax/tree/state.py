@@ -30,12 +30,12 @@ class Tree:
     """One search tree with room for N nodes; a batch of trees has a leading [B] axis on every field.
 
     Node slots fill from the left and are never reused; slot 0 is the root (the prompt, depth 0, no segment). Free slots
-    hold what `init_tree` put there. V is `SearchSettings.value_dtype`.
+    hold what `init_tree` put there. V is `SearchSettings.value_dtype`; W, F and the other sizes are named there too.
 
     Attributes:
       parent: [N] int32 slot of the parent; NO_NODE at the root and in free slots.
       child_rank: [N] int32 position among the siblings; NO_NODE at the root and in free slots.
-      children: [N, K] int32 slots of the children by rank; NO_NODE where there is none (yet).
+      children: [N, W] int32 slots of the children by rank; NO_NODE where there is none (yet).
       num_children: [N] int32 children made so far.
       depth: [N] int32 segments from the root.
       preorder: [N] int32 rank of the node in depth-first order, children by rank.
@@ -57,7 +57,8 @@ class Tree:
       num_nodes: [] int32 slots in use.
       num_tokens: [] int32 tokens sampled for the tree.
       num_passes: [] int32 backup passes so far, revisits counted.
-      current: [] int32 node to expand next; NO_NODE once the search has ended.
+      cursors: [F] int32 nodes that wait for an expansion; NO_NODE at idle cursors and once the search has ended. Lazily
+        several may wait at one node, each for a child of its own.
       status: [] int32 SearchStatus.
     """
 
@@ -85,13 +86,18 @@ class Tree:
     num_nodes: jax.Array
     num_tokens: jax.Array
     num_passes: jax.Array
-    current: jax.Array
+    cursors: jax.Array
     status: jax.Array
 
     @property
     def q_value(self) -> jax.Array:
         """[N] capital Q(s) = q(s) / N(s); 0 where the node was never visited."""
         return self.value / jnp.maximum(self.visit_count, 1).astype(self.value.dtype)
+
+    @property
+    def current(self) -> jax.Array:
+        """[] int32 the node of the first cursor."""
+        return self.cursors[..., 0]
 
     @property
     def is_running(self) -> jax.Array:
@@ -102,6 +108,8 @@ class Tree:
 def init_tree(settings: SearchSettings) -> Tree:
     """Returns a tree that holds the root alone, which is to be expanded first.
 
+    The first cursor starts there; the others are idle, or in a lazy tree start there too while it has room.
+
     Raises:
       ValueError: value_dtype is float64 and jax has 64-bit types switched off.
     """
@@ -110,17 +118,19 @@ def init_tree(settings: SearchSettings) -> Tree:
             'value_dtype="float64" needs 64-bit types, which are off; wrap the search in jax.enable_x64(True) '
             'or use value_dtype="float32"'
         )
-    N, K, S, M = settings.capacity, settings.expansion_width, settings.segment_length, settings.num_trajectories
+    N, W, S, M = settings.capacity, settings.expansion_width, settings.segment_length, settings.num_trajectories
     V = settings.value_dtype
 
     # A fresh array per field: two donated arguments must not share a buffer.
     def filled(shape: tuple[int, ...], fill: int = 0, dtype: str = "int32") -> jax.Array:
         return jnp.full(shape, fill, dtype)
 
+    num_started = min(settings.picks_per_step, W, settings.max_nodes - 1) if settings.is_lazy else 1
+    is_started = jnp.arange(settings.picks_per_step) < num_started
     return Tree(
         parent=filled((N,), NO_NODE),
         child_rank=filled((N,), NO_NODE),
-        children=filled((N, K), NO_NODE),
+        children=filled((N, W), NO_NODE),
         num_children=filled((N,)),
         depth=filled((N,)),
         preorder=filled((N,)),
@@ -142,7 +152,7 @@ def init_tree(settings: SearchSettings) -> Tree:
         num_nodes=filled((), 1),
         num_tokens=filled(()),
         num_passes=filled(()),
-        current=filled((), ROOT),
+        cursors=jnp.where(is_started, jnp.int32(ROOT), jnp.int32(NO_NODE)),
         status=filled((), int(SearchStatus.RUNNING)),
     )
 

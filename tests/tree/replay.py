@@ -80,7 +80,7 @@ class Script:
 
     def __init__(self, trace: dict, settings: SearchSettings) -> None:
         nodes, S = trace["nodes"], settings.segment_length
-        self.width = settings.expansion_width
+        self.width = settings.children_per_expansion
         count = trace["n_nodes"]
         self.lengths = np.asarray(nodes["valid_len"], np.int32)
         early, last_slot = np.asarray(nodes["is_eos"]), np.asarray(nodes["eos_in_last_slot"])
@@ -101,9 +101,12 @@ class Script:
             self.children[parents[slot]].append(slot)
 
     def sample(self, node: int) -> tuple[Segments, np.ndarray]:
-        """The recorded segments and outcomes of the children of `node`, rows past them empty; nothing at NO_NODE."""
+        """The recorded segments and outcomes of the children of `node`, [1, C, ...]: one cursor.
+
+        Rows past them are those of the root; at NO_NODE all are.
+        """
         rows = self.children[node] if node >= 0 else []
-        padded = np.array(rows + [0] * (self.width - len(rows)), np.int32)
+        padded = np.array(rows + [0] * (self.width - len(rows)), np.int32)[None]
         log_probs = self.log_probs[padded]
         segments = Segments(self.tokens[padded], self.lengths[padded], log_probs, log_probs, self.is_eos[padded])
         return segments, self.outcomes[padded]
@@ -130,8 +133,9 @@ class _Seen(NamedTuple):
 
 
 def _look_after_pass(tree: Tree, key: jax.Array, settings: SearchSettings) -> tuple[Tree, _Seen]:
-    tree, info = search.backup_pass(tree, key, settings)
-    wanted = search.num_children_wanted(tree, settings)
+    tree, infos = search.backup_passes(tree, key, settings)
+    info = jax.tree.map(lambda field: field[0], infos)
+    wanted = search.num_children_wanted(tree, settings)[0]
     return tree, _Seen(info, tree.current, wanted, tree.visit_count, tree.value, tree.status)
 
 

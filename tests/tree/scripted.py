@@ -21,10 +21,11 @@ jitted_steps = quick_jit(batched_search_step)
 
 
 class Draw:
-    """The children one expansion samples: lengths, ends, log-probs (multiples of 1/256) and verdicts."""
+    """The children that the cursors of one step sample: lengths, ends, log-probs (multiples of 1/256) and verdicts."""
 
     def __init__(self, settings: SearchSettings, *seed: int) -> None:
-        K, S = settings.expansion_width, settings.segment_length
+        self.shape = settings.picks_per_step, settings.children_per_expansion
+        K, S = self.shape[0] * self.shape[1], settings.segment_length
         generator = np.random.default_rng(seed)
         self.is_eos = generator.random(K) < 0.3
         self.lengths = np.where(self.is_eos, generator.integers(1, S + 1, K), S).astype(np.int32)
@@ -34,14 +35,19 @@ class Draw:
         self.verdicts = [VERDICTS[i] for i in generator.choice(3, K, p=[0.25, 0.5, 0.25])]
 
     def arrays(self) -> tuple[Segments, np.ndarray]:
+        """Segments [F, C, ...] and outcomes [F, C]."""
         segments = Segments(self.tokens, self.lengths, self.log_probs, self.log_probs - 1, self.is_eos)
-        return segments, np.array(self.verdicts, np.int32)
+        rows = segments, np.array(self.verdicts, np.int32)
+        return jax.tree.map(lambda field: field.reshape(*self.shape, *field.shape[1:]), rows)
 
-    def objects(self) -> list[Child]:
-        return [
+    def objects(self) -> list[list[Child]]:
+        """The children by cursor."""
+        children = [
             Child([float(x) for x in row[:length]], bool(is_eos), verdict.name.lower())
             for row, length, is_eos, verdict in zip(self.log_probs, self.lengths, self.is_eos, self.verdicts)
         ]
+        C = self.shape[1]
+        return [children[first : first + C] for first in range(0, len(children), C)]
 
 
 def new_trees(settings: SearchSettings, batch: int) -> Tree:

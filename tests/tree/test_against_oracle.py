@@ -78,7 +78,7 @@ def test_random_searches_are_those_of_plain_objects(name):
         for step in range(40):
             trees = jitted_steps(trees, *stacked_draws(settings, range(NUM_TREES), step), keys, settings=settings)
             for seed, search in enumerate(searches):
-                search.step(Draw(settings, seed, step).objects())
+                search.step(Draw(settings, seed, step).objects()[0])
             wanted = [-1 if search.current is None else search.current.number for search in searches]
             np.testing.assert_array_equal(trees.current, wanted)
         host = jax.device_get(trees)
@@ -101,7 +101,7 @@ def test_trajectories_are_the_paths_of_the_objects():
         if search.status != "RUNNING":
             break
         draw, first = Draw(settings, 5, step), len(search.nodes)
-        search.step(draw.objects())
+        search.step(draw.objects()[0])
         draws.update({first + rank: (draw, rank) for rank in range(len(search.nodes) - first)})
         trees = jitted_steps(trees, *stacked_draws(settings, range(5, 6), step), keys, settings=settings)
     got = jax.device_get(extract(pick(trees, 0), settings=settings))

@@ -19,25 +19,26 @@ C, W, CUT, NONE = Outcome.CORRECT, Outcome.INCORRECT, Outcome.INCOMPLETE, Outcom
 
 
 def segments(lengths, log_probs=None, is_eos=None, width=2, length=2):
-    """Segments whose tokens have the log-prob given per segment; they end with EOS where they are short."""
+    """Segments [1, K, ...] whose tokens have the log-prob given per segment; short ones end with EOS."""
     lengths = np.array(lengths, np.int32)
     in_segment = np.arange(length) < lengths[:, None]
     per_token = np.zeros(width, np.float32) if log_probs is None else np.array(log_probs, np.float32)
     rows = np.where(in_segment, per_token[:, None], np.float32(0))
     ends = lengths < length if is_eos is None else np.array(is_eos)
-    return Segments(np.where(in_segment, np.int32(1), np.int32(0)), lengths, rows, rows, ends)
+    drawn = Segments(np.where(in_segment, np.int32(1), np.int32(0)), lengths, rows, rows, ends)
+    return jax.tree.map(lambda field: field[None], drawn)
 
 
 jitted_add = quick_jit(search.add_children)
 
 
 def expand(tree, segment_batch, outcomes=(NONE, NONE), settings=SETTINGS):
-    return jitted_add(tree, segment_batch, jnp.array(outcomes, jnp.int32), settings=settings)
+    return jitted_add(tree, segment_batch, jnp.array([outcomes], jnp.int32), settings=settings)
 
 
 def at(tree, node):
     """The tree with `node` as the one to expand next."""
-    return dataclasses.replace(tree, current=jnp.int32(node))
+    return dataclasses.replace(tree, cursors=jnp.array([node], jnp.int32))
 
 
 def two_levels(**changes):
@@ -134,8 +135,10 @@ def choose(outcomes, entropies, **changes):
     """Index of the chosen one among four siblings, None if there is none."""
     settings = dataclasses.replace(SETTINGS, expansion_width=4, **changes)
     drawn = segments([1, 1, 1, 1], [-entropy for entropy in entropies], width=4)
-    drawn = dataclasses.replace(drawn, lengths=np.where(np.array(outcomes) == NONE, 2, 1).astype(np.int32))
-    tree = expand(search.init_tree(settings), dataclasses.replace(drawn, is_eos=np.zeros(4, bool)), outcomes, settings)
+    drawn = dataclasses.replace(drawn, lengths=np.where(np.array([outcomes]) == NONE, 2, 1).astype(np.int32))
+    tree = expand(
+        search.init_tree(settings), dataclasses.replace(drawn, is_eos=np.zeros((1, 4), bool)), outcomes, settings
+    )
     chosen = int(search.choose_terminal(tree, search.candidates_at(tree, jnp.int32(0)), KEY, settings))
     return None if chosen == NO_NODE else chosen - 1
 
@@ -226,15 +229,15 @@ def test_dynamic_width_by_depth():
 def test_what_ends_a_trajectory():
     full_eos = segments([2, 2], is_eos=[True, False])
     tree = search.init_tree(SETTINGS)
-    assert search.child_is_terminal(tree, full_eos, SETTINGS).tolist() == [True, False]
+    assert search.child_is_terminal(tree, full_eos, SETTINGS).tolist() == [[True, False]]
     quirk = dataclasses.replace(SETTINGS, reference_quirks=True)
-    assert search.child_is_terminal(tree, full_eos, quirk).tolist() == [False, False]
-    assert search.child_is_terminal(tree, segments([1, 2]), quirk).tolist() == [True, False]
+    assert search.child_is_terminal(tree, full_eos, quirk).tolist() == [[False, False]]
+    assert search.child_is_terminal(tree, segments([1, 2]), quirk).tolist() == [[True, False]]
     flat = dataclasses.replace(SETTINGS, max_depth=1)
-    assert search.child_is_terminal(tree, segments([2, 2]), flat).tolist() == [True, True]
+    assert search.child_is_terminal(tree, segments([2, 2]), flat).tolist() == [[True, True]]
     narrow = dataclasses.replace(SETTINGS, max_depth=2, min_width=1)  # one child at depth 1
     below = at(expand(tree, segments([2, 2]), settings=narrow), 1)
-    assert search.child_is_terminal(below, segments([1, 1]), narrow).tolist() == [True, False]
+    assert search.child_is_terminal(below, segments([1, 1]), narrow).tolist() == [[True, False]]
 
 
 def test_empty_segments_have_entropy_zero_and_the_stripped_eos_too():
@@ -255,7 +258,7 @@ jitted_step = quick_jit(search.search_step)
 
 
 def step(tree, drawn, outcomes=(NONE, NONE), settings=SETTINGS):
-    return jitted_step(tree, drawn, jnp.array(outcomes, jnp.int32), KEY, settings=settings)
+    return jitted_step(tree, drawn, jnp.array([outcomes], jnp.int32), KEY, settings=settings)
 
 
 def test_a_whole_small_search_step_by_step():
@@ -321,9 +324,9 @@ def test_fallback_when_every_child_is_terminal_and_credited():
     tree = expand(search.init_tree(settings), segments([2, 2]), settings=settings)
     tree = expand(at(tree, 1), segments([1, 1]), (W, W), settings)
     tree = dataclasses.replace(tree, is_credited=tree.is_credited.at[jnp.array([3, 4])].set(True))
-    after, info = search.backup_pass(at(tree, 1), KEY, settings)
-    assert (Selection(int(info.how)), int(info.next_node)) == (Selection.FALLBACK_FRONTIER, 2)
-    assert info.candidates.tolist() == [-1, -1]
+    after, info = search.backup_passes(at(tree, 1), KEY, settings)
+    assert (Selection(int(info.how[0])), int(info.next_node[0])) == (Selection.FALLBACK_FRONTIER, 2)
+    assert info.candidates.tolist() == [[-1, -1]]
     np.testing.assert_array_equal(after.visit_count, tree.visit_count)
 
 
