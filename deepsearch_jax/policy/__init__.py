@@ -1,7 +1,9 @@
 """The policy: a decoder-only language model as pure functions of plain parameters."""
 
 from deepsearch_jax.policy.checkpoint import hf_tensors, load_config, load_pretrained, save_pretrained
-from deepsearch_jax.policy.config import SUPPORTED_ARCHITECTURES, ModelConfig
+from deepsearch_jax.policy.config import ModelConfig
+from deepsearch_jax.policy.hf_config import SUPPORTED_ARCHITECTURES
+from deepsearch_jax.policy.int8 import Int8, quantize_int8
 from deepsearch_jax.policy.log_probs import token_log_probs
 from deepsearch_jax.policy.model import (
     Params,
@@ -13,11 +15,14 @@ from deepsearch_jax.policy.model import (
     segment_positions,
     unstack_layers,
 )
+from deepsearch_jax.policy.rope import RopeScaling
 
 __all__ = [
     "SUPPORTED_ARCHITECTURES",
+    "Int8",
     "ModelConfig",
     "Params",
+    "RopeScaling",
     "bind",
     "hf_tensors",
     "hidden_states",
@@ -25,6 +30,7 @@ __all__ = [
     "load_config",
     "load_pretrained",
     "logits",
+    "quantize_int8",
     "save_pretrained",
     "scan_layers",
     "segment_positions",

@@ -14,12 +14,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from deepsearch_jax.policy.config import ModelConfig
-from deepsearch_jax.policy.model import Params
+from deepsearch_jax.policy.int8 import Int8
+from deepsearch_jax.policy.model import Params, init_params
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PathLike = str | os.PathLike[str]
 
-# Our path below `layers` -> the tensor's name below `model.layers.I.`
+# Our path below `layers` -> the tensor's name below `model.layers.I.`; a family has those its config asks for.
 _LAYER_NAMES: dict[tuple[str, ...], str] = {
     ("attention_norm", "scale"): "input_layernorm.weight",
     ("attention", "query", "kernel"): "self_attn.q_proj.weight",
@@ -29,10 +30,18 @@ _LAYER_NAMES: dict[tuple[str, ...], str] = {
     ("attention", "query", "bias"): "self_attn.q_proj.bias",
     ("attention", "key", "bias"): "self_attn.k_proj.bias",
     ("attention", "value", "bias"): "self_attn.v_proj.bias",
+    ("attention", "query_norm", "scale"): "self_attn.q_norm.weight",
+    ("attention", "key_norm", "scale"): "self_attn.k_norm.weight",
     ("mlp_norm", "scale"): "post_attention_layernorm.weight",
     ("mlp", "gate", "kernel"): "mlp.gate_proj.weight",
     ("mlp", "up", "kernel"): "mlp.up_proj.weight",
     ("mlp", "down", "kernel"): "mlp.down_proj.weight",
+}
+# With norms behind attention and MLP, the name of the norm before the MLP means another one.
+_POST_NORM_NAMES: dict[tuple[str, ...], str] = {
+    ("attention_post_norm", "scale"): "post_attention_layernorm.weight",
+    ("mlp_norm", "scale"): "pre_feedforward_layernorm.weight",
+    ("mlp_post_norm", "scale"): "post_feedforward_layernorm.weight",
 }
 _END_NAMES: dict[tuple[str, ...], str] = {
     ("embed", "embedding"): "model.embed_tokens.weight",
@@ -125,21 +134,29 @@ def hf_tensors(config: ModelConfig, params: Params) -> Iterator[tuple[str, int, 
     """Yields (published name, number of values, function that gives the array in published layout [out, in]).
 
     Works on any tree shaped like stacked parameters, for instance gradients.
+    Raises:
+      ValueError: the parameters are int8.
     """
+    if isinstance(params["embed"]["embedding"], Int8):
+        raise ValueError("int8 parameters are for decoding and have no published form; save those they were made from")
     for path, name in _END_NAMES.items():
         if path[0] in params:
             leaf = _get(params, path)
             yield name, leaf.size, functools.partial(_published, leaf, path)
     for index in range(config.num_layers):
-        for path, suffix in _LAYER_NAMES.items():
-            if path[-1] == "bias" and not config.qkv_bias:
-                continue
+        for path, suffix in _layer_names(config).items():
             leaf = _get(params["layers"], path)
             yield (
                 f"model.layers.{index}.{suffix}",
                 leaf.size // config.num_layers,
                 functools.partial(_published, leaf, path, index),
             )
+
+
+def _layer_names(config: ModelConfig) -> dict[tuple[str, ...], str]:
+    names = _LAYER_NAMES | (_POST_NORM_NAMES if config.post_norms else {})
+    absent = {"bias": not config.qkv_bias, "query_norm": not config.qk_norm, "key_norm": not config.qk_norm}
+    return {path: name for path, name in names.items() if not any(absent.get(part, False) for part in path)}
 
 
 def _published(leaf: jax.Array, path: tuple[str, ...], layer: int | None = None) -> np.ndarray:
@@ -161,31 +178,17 @@ def _put(tree: dict[str, Any], path: tuple[str, ...], value: jax.Array) -> None:
 
 def _build(config: ModelConfig, tensors: "_Tensors") -> Params:
     """Reads tensor by tensor into the stacked layout, so that no second copy of the model is ever held."""
-    size, inner, dtype = config.hidden_size, config.intermediate_size, config.dtypes[0]
-    heads, kv_heads = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    shape: tuple[int, ...]
-    ends: dict[tuple[str, ...], tuple[int, ...]]
-    ends = {("embed", "embedding"): (config.vocab_size, size), ("final_norm", "scale"): (size,)}
-    if not config.tie_word_embeddings:
-        ends[("head", "kernel")] = (size, config.vocab_size)
+    shapes = jax.eval_shape(functools.partial(init_params, config), jax.random.key(0))
     params: Params = {}
-    for path, shape in ends.items():
-        _put(params, path, jnp.asarray(tensors.get(_END_NAMES[path], shape, path[-1] == "kernel").astype(dtype)))
-    widths = {"query": heads, "key": kv_heads, "value": kv_heads}
-    for path, suffix in _LAYER_NAMES.items():
-        part = path[-2]
-        if path[-1] == "bias":
-            if not config.qkv_bias:
-                continue
-            shape = (widths[part],)
-        elif path[-1] == "scale":
-            shape = (size,)
-        else:
-            kernels = {"output": (heads, size), "gate": (size, inner), "up": (size, inner), "down": (inner, size)}
-            shape = kernels[part] if part in kernels else (size, widths[part])
-        stacked = np.empty((config.num_layers, *shape), dtype)
+    for path, name in _END_NAMES.items():
+        if path[0] in shapes:
+            value = tensors.get(name, _get(shapes, path).shape, path[-1] == "kernel")
+            _put(params, path, jnp.asarray(value.astype(config.dtypes[0])))
+    for path, suffix in _layer_names(config).items():
+        shape = _get(shapes["layers"], path).shape
+        stacked = np.empty(shape, config.dtypes[0])
         for index in range(config.num_layers):
-            stacked[index] = tensors.get(f"model.layers.{index}.{suffix}", shape, path[-1] == "kernel")
+            stacked[index] = tensors.get(f"model.layers.{index}.{suffix}", shape[1:], path[-1] == "kernel")
         _put(params, ("layers", *path), jnp.asarray(stacked))
     return params
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
-SUPPORTED_ARCHITECTURES = {"Qwen2ForCausalLM": "qwen2"}
-_MODEL_TYPES = {model_type: name for name, model_type in SUPPORTED_ARCHITECTURES.items()}
-_PLAIN_ROPE = (None, "default")
+from deepsearch_jax.policy.hf_config import FAMILIES, read_config, write_config
+from deepsearch_jax.policy.rope import RopeScaling, rope_frequencies
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,8 +28,17 @@ class ModelConfig:
     head_dim: int = 64  # Dh; even, rotary embedding turns pairs
     rms_norm_eps: float = 1e-6
     rope_theta: float = 1e6  # base of the rotary wavelengths
+    rope_scaling: RopeScaling = RopeScaling()  # how the wavelengths are stretched for long contexts
+    local_rope_theta: float = 0.0  # the base in layers with a window, which are not stretched; 0: the same as elsewhere
+    layer_windows: tuple[int, ...] = ()  # tokens each layer attends back to, its own included; 0: all; (): all in all
+    query_scalar: float = 0.0  # attention scores are q k / sqrt(query_scalar); 0: head_dim
     max_position_embeddings: int = 32768  # longest sequence the weights were trained for, tokens
     qkv_bias: bool = True  # query, key and value projections have a bias
+    qk_norm: bool = False  # queries and keys are normalised per head before rotation
+    post_norms: bool = False  # the outputs of attention and MLP are normalised too, before they are added
+    norm_offset: float = 0.0  # norms multiply by offset + scale
+    activation: str = "silu"  # of the gated MLP: silu or gelu_tanh
+    scale_embedding: bool = False  # embeddings are multiplied by sqrt(hidden_size)
     tie_word_embeddings: bool = True  # the head is the transposed embedding
     initializer_range: float = 0.02  # standard deviation of fresh weights
     model_type: str = "qwen2"
@@ -52,8 +61,21 @@ class ModelConfig:
             )
         if self.head_dim % 2:
             raise ValueError(f"head_dim={self.head_dim} must be even for rotary embeddings")
-        if self.model_type not in _MODEL_TYPES:
-            raise ValueError(f"model_type={self.model_type!r} is not supported; supported: {sorted(_MODEL_TYPES)}")
+        if self.model_type not in FAMILIES:
+            raise ValueError(f"model_type={self.model_type!r} is not supported; supported: {sorted(FAMILIES)}")
+        for name, value in FAMILIES[self.model_type].traits.items():
+            if getattr(self, name) != value:
+                raise ValueError(f"{name}={getattr(self, name)!r} is no {self.model_type} model, which has {value!r}")
+        windows = set(self.layer_windows) - {0}
+        if self.layer_windows and (len(self.layer_windows) != self.num_layers or min(self.layer_windows) < 0):
+            raise ValueError(
+                f"layer_windows={self.layer_windows} must hold one number >= 0 for each of the {self.num_layers} layers"
+            )
+        if windows and (len(windows) > 1 or self.model_type != "gemma3_text"):
+            raise ValueError(
+                f"layer_windows={self.layer_windows} of a {self.model_type} model is not supported; only gemma3_text "
+                "has windows, all of one size"
+            )
         for name in ("param_dtype", "compute_dtype"):
             value = getattr(self, name)
             if value not in ("float32", "bfloat16", "float16", "float64"):
@@ -65,16 +87,27 @@ class ModelConfig:
     @property
     def architecture(self) -> str:
         """Class name used in `architectures` of config.json."""
-        return _MODEL_TYPES[self.model_type]
+        return FAMILIES[self.model_type].architecture
 
     @property
     def num_parameters(self) -> int:
         """Parameters in all; a tied head is counted once."""
         kv, heads = self.num_kv_heads * self.head_dim, self.num_heads * self.head_dim
         attention = self.hidden_size * (2 * heads + 2 * kv) + (heads + 2 * kv if self.qkv_bias else 0)
-        layer = attention + 3 * self.hidden_size * self.intermediate_size + 2 * self.hidden_size
+        norms = self.hidden_size * (4 if self.post_norms else 2) + (2 * self.head_dim if self.qk_norm else 0)
+        layer = attention + 3 * self.hidden_size * self.intermediate_size + norms
         ends = self.vocab_size * self.hidden_size * (1 if self.tie_word_embeddings else 2) + self.hidden_size
         return self.num_layers * layer + ends
+
+    def window(self, layer: int) -> int:
+        """Tokens that `layer` attends back to, its own included; 0 for all."""
+        return self.layer_windows[layer] if self.layer_windows else 0
+
+    def layer_frequencies(self) -> np.ndarray:
+        """[L, Dh / 2] float64 rotary frequencies of each layer, radians per token."""
+        everywhere = rope_frequencies(self.head_dim, self.rope_theta, self.rope_scaling)
+        local = rope_frequencies(self.head_dim, self.local_rope_theta or self.rope_theta, RopeScaling())
+        return np.stack([local if self.window(index) else everywhere for index in range(self.num_layers)])
 
     @classmethod
     def from_hf(
@@ -96,32 +129,8 @@ class ModelConfig:
         Raises:
           ValueError: unknown architecture, missing key, or a feature the decoder does not have.
         """
-        model_type = _model_type(config)
-        try:
-            hidden_size, num_heads = int(config["hidden_size"]), int(config["num_attention_heads"])
-            return cls(
-                vocab_size=int(config["vocab_size"]),
-                hidden_size=hidden_size,
-                intermediate_size=int(config["intermediate_size"]),
-                num_layers=int(config["num_hidden_layers"]),
-                num_heads=num_heads,
-                num_kv_heads=int(config.get("num_key_value_heads") or num_heads),
-                head_dim=int(config.get("head_dim") or hidden_size // num_heads),
-                rms_norm_eps=float(config.get("rms_norm_eps", 1e-6)),
-                rope_theta=_rope_theta(config),
-                max_position_embeddings=int(config.get("max_position_embeddings", 32768)),
-                tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
-                initializer_range=float(config.get("initializer_range", 0.02)),
-                model_type=model_type,
-                eos_ids=_eos_ids(config, generation_config or {}),
-                bos_id=config.get("bos_token_id"),
-                pad_id=config.get("pad_token_id", (generation_config or {}).get("pad_token_id")),
-                param_dtype=param_dtype,
-                compute_dtype=compute_dtype,
-                remat=remat,
-            )
-        except KeyError as error:
-            raise ValueError(f"config.json of a {model_type} model lacks the key {error.args[0]!r}") from None
+        fields = read_config(config, generation_config or {})
+        return cls(**fields, param_dtype=param_dtype, compute_dtype=compute_dtype, remat=remat)
 
     @classmethod
     def tiny(
@@ -159,7 +168,8 @@ class ModelConfig:
             "eos_ids": eos_ids,
             "pad_id": pad_id,
         }
-        return cls(**(settings | overrides))
+        family = FAMILIES.get(overrides.get("model_type", "qwen2"))
+        return cls(**(settings | (family.traits if family else {}) | overrides))
 
     def to_hf(self, torch_dtype: str) -> dict[str, Any]:
         """The config.json of this decoder, in the published form.
@@ -167,33 +177,7 @@ class ModelConfig:
         Args:
           torch_dtype: dtype of the saved weights, for instance "bfloat16".
         """
-        eos_ids = list(self.eos_ids)
-        return {
-            "architectures": [self.architecture],
-            "attention_dropout": 0.0,
-            "bos_token_id": self.bos_id,
-            "eos_token_id": eos_ids[0] if len(eos_ids) == 1 else eos_ids or None,
-            "head_dim": self.head_dim,
-            "hidden_act": "silu",
-            "hidden_size": self.hidden_size,
-            "initializer_range": self.initializer_range,
-            "intermediate_size": self.intermediate_size,
-            "max_position_embeddings": self.max_position_embeddings,
-            "max_window_layers": self.num_layers,
-            "model_type": self.model_type,
-            "num_attention_heads": self.num_heads,
-            "num_hidden_layers": self.num_layers,
-            "num_key_value_heads": self.num_kv_heads,
-            "pad_token_id": self.pad_id,
-            "rms_norm_eps": self.rms_norm_eps,
-            "rope_theta": self.rope_theta,
-            "sliding_window": None,
-            "tie_word_embeddings": self.tie_word_embeddings,
-            "torch_dtype": torch_dtype,
-            "use_cache": True,
-            "use_sliding_window": False,
-            "vocab_size": self.vocab_size,
-        }
+        return write_config(self, torch_dtype)
 
     def to_hf_generation(self) -> dict[str, Any]:
         """The generation_config.json of this decoder: every id that ends a sequence."""
@@ -208,43 +192,3 @@ class ModelConfig:
     def dtypes(self) -> tuple[jnp.dtype, jnp.dtype]:
         """(param_dtype, compute_dtype) as dtypes."""
         return jnp.dtype(self.param_dtype), jnp.dtype(self.compute_dtype)
-
-
-def _model_type(config: Mapping[str, Any]) -> str:
-    architectures = list(config.get("architectures") or [])
-    known = [SUPPORTED_ARCHITECTURES[name] for name in architectures if name in SUPPORTED_ARCHITECTURES]
-    if architectures and not known:
-        raise ValueError(
-            f"architecture {architectures[0]!r} is not supported; supported: {sorted(SUPPORTED_ARCHITECTURES)}"
-        )
-    model_type = known[0] if known else config.get("model_type")
-    if model_type not in _MODEL_TYPES:
-        raise ValueError(
-            f"config.json names no supported architecture (model_type={model_type!r}); "
-            f"supported: {sorted(SUPPORTED_ARCHITECTURES)}"
-        )
-    if config.get("hidden_act", "silu") != "silu":
-        raise ValueError(f"hidden_act={config['hidden_act']!r} is not supported for {model_type}; expected 'silu'")
-    windows = any(kind != "full_attention" for kind in config.get("layer_types") or ())
-    if windows or (config.get("use_sliding_window") and config.get("sliding_window")):
-        raise ValueError(f"sliding-window attention of a {model_type} model is not supported; use_sliding_window "
-                         "must be false")  # fmt: skip
-    return str(model_type)
-
-
-def _rope_theta(config: Mapping[str, Any]) -> float:
-    """Base of the rotary wavelengths from `rope_parameters` (newer files) or `rope_theta` and `rope_scaling`."""
-    rope = dict(config.get("rope_parameters") or {})
-    scaling = dict(config.get("rope_scaling") or {})
-    kind = rope.get("rope_type", scaling.get("rope_type", scaling.get("type")))
-    if kind not in _PLAIN_ROPE:
-        raise ValueError(f"rope type {kind!r} is not supported; supported: 'default'")
-    return float(rope.get("rope_theta", config.get("rope_theta", 10_000.0)))
-
-
-def _eos_ids(*configs: Mapping[str, Any]) -> tuple[int, ...]:
-    ids: list[int] = []
-    for config in configs:
-        value = config.get("eos_token_id")
-        ids += [] if value is None else [int(i) for i in (value if isinstance(value, list) else [value])]
-    return tuple(dict.fromkeys(ids))

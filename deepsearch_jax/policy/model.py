@@ -4,9 +4,11 @@ The graph definition is split off once per config; parameters are a nested dict 
   embed/embedding [V, E];  final_norm/scale [E];  head/kernel [E, V] (absent when tied);
   layers/{attention_norm, mlp_norm}/scale [L, E];
   layers/attention/{query, key, value}/{kernel [L, E, heads * Dh], bias},  layers/attention/output/kernel;
-  layers/mlp/{gate, up}/kernel [L, E, F], layers/mlp/down/kernel [L, F, E].
+  layers/mlp/{gate, up}/kernel [L, E, F], layers/mlp/down/kernel [L, F, E];
+where the family has them: layers/attention/{query_norm, key_norm}/scale [L, Dh] and
+  layers/{attention_post_norm, mlp_post_norm}/scale [L, E].
 Weights are [in, out]. `unstack_layers` gives the second form, `layers` = {0: {...}, 1: {...}}, for unrolled decoding;
-every function here takes either.
+every function here takes either, and matrices as arrays or as `Int8`.
 """
 
 import functools
@@ -19,6 +21,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from deepsearch_jax.policy.config import ModelConfig
+from deepsearch_jax.policy.int8 import matmul
+from deepsearch_jax.policy.rope import apply_rope
 
 Params = dict[str, Any]
 # query [..., Hq, Dh], key and value [..., Hkv, Dh] of the new tokens -> attended [..., Hq, Dh] and anything to keep.
@@ -26,16 +30,18 @@ Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
 
 
 class RMSNorm(nnx.Module):
-    """x / sqrt(mean(x^2) + eps) * scale, computed in float32 (arXiv 1910.07467)."""
+    """x / sqrt(mean(x^2) + eps) * (offset + scale) over the last axis, computed in float32 (arXiv 1910.07467)."""
 
-    def __init__(self, config: ModelConfig) -> None:
-        self.eps = config.rms_norm_eps
-        self.scale = nnx.Param(jnp.ones((config.hidden_size,), config.dtypes[0]))
+    def __init__(self, config: ModelConfig, size: int) -> None:
+        self.eps, self.offset = config.rms_norm_eps, config.norm_offset
+        self.scale = nnx.Param(jnp.full((size,), 1 - self.offset, config.dtypes[0]))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         wide = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.eps)
         scale = self.scale[...].reshape((1,) * (x.ndim - 1) + (-1,))
+        if self.offset:  # Gemma rounds to the compute dtype behind the product, the others before it
+            return (wide * (self.offset + scale.astype(wide.dtype))).astype(x.dtype)
         return wide.astype(x.dtype) * scale.astype(x.dtype)
 
 
@@ -49,10 +55,14 @@ class Linear(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((size_out,), dtype)) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = x @ self.kernel[...].astype(x.dtype)
+        y = matmul(x, self.kernel[...])
         if self.bias is None:
             return y
         return y + self.bias[...].astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+
+
+class Frequencies(nnx.Variable):
+    """[Dh / 2] rotary frequencies of a layer: follow from the config, so `bind` adds them and no one stores them."""
 
 
 class Attention(nnx.Module):
@@ -66,43 +76,56 @@ class Attention(nnx.Module):
         self.key = Linear(config, size, kv_heads, bias=bias, rngs=rngs)
         self.value = Linear(config, size, kv_heads, bias=bias, rngs=rngs)
         self.output = Linear(config, heads, size, bias=False, rngs=rngs)
+        self.query_norm = RMSNorm(config, config.head_dim) if config.qk_norm else None
+        self.key_norm = RMSNorm(config, config.head_dim) if config.qk_norm else None
+        self.frequencies = Frequencies(jnp.zeros((config.head_dim // 2,)))
 
     def __call__(self, x: jax.Array, positions: jax.Array, attend: Attend) -> tuple[jax.Array, Any]:
         def split_heads(y: jax.Array) -> jax.Array:
             return y.reshape(*y.shape[:-1], -1, self.config.head_dim)
 
-        query = apply_rope(split_heads(self.query(x)), positions, self.config.rope_theta)
-        key = apply_rope(split_heads(self.key(x)), positions, self.config.rope_theta)
-        attended, kept = attend(query, key, split_heads(self.value(x)))
+        query, key, value = (split_heads(project(x)) for project in (self.query, self.key, self.value))
+        if self.query_norm is not None and self.key_norm is not None:
+            query, key = self.query_norm(query), self.key_norm(key)
+        frequencies = self.frequencies[...]
+        query, key = apply_rope(query, positions, frequencies), apply_rope(key, positions, frequencies)
+        if self.config.query_scalar not in (0, self.config.head_dim):  # `attend` divides by sqrt(Dh)
+            query = query * jnp.asarray((self.config.head_dim / self.config.query_scalar) ** 0.5, query.dtype)
+        attended, kept = attend(query, key, value)
         return self.output(attended.reshape(*x.shape[:-1], -1)), kept
 
 
 class MLP(nnx.Module):
-    """SwiGLU: down(silu(gate(x)) * up(x)) (arXiv 2002.05202)."""
+    """Gated MLP: down(activation(gate(x)) * up(x)) (arXiv 2002.05202)."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
         size, inner = config.hidden_size, config.intermediate_size
         self.gate = Linear(config, size, inner, bias=False, rngs=rngs)
         self.up = Linear(config, size, inner, bias=False, rngs=rngs)
         self.down = Linear(config, inner, size, bias=False, rngs=rngs)
+        self.activation = {"silu": jax.nn.silu, "gelu_tanh": jax.nn.gelu}[config.activation]
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+        return self.down(self.activation(self.gate(x)) * self.up(x))
 
 
 class DecoderLayer(nnx.Module):
-    """Pre-norm attention and MLP with residuals."""
+    """Pre-norm attention and MLP with residuals; in some families each has a norm behind it too."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
-        self.attention_norm = RMSNorm(config)
+        norm = functools.partial(RMSNorm, config, config.hidden_size)
+        self.attention_norm = norm()
         self.attention = Attention(config, rngs=rngs)
-        self.mlp_norm = RMSNorm(config)
+        self.attention_post_norm = norm() if config.post_norms else None
+        self.mlp_norm = norm()
         self.mlp = MLP(config, rngs=rngs)
+        self.mlp_post_norm = norm() if config.post_norms else None
 
     def __call__(self, x: jax.Array, positions: jax.Array, attend: Attend) -> tuple[jax.Array, Any]:
         attended, kept = self.attention(self.attention_norm(x), positions, attend)
-        x = x + attended
-        return x + self.mlp(self.mlp_norm(x)), kept
+        x = x + (attended if self.attention_post_norm is None else self.attention_post_norm(attended))
+        added = self.mlp(self.mlp_norm(x))
+        return x + (added if self.mlp_post_norm is None else self.mlp_post_norm(added)), kept
 
 
 class Embedding(nnx.Module):
@@ -126,31 +149,16 @@ class Decoder(nnx.Module):
             self.layers = nnx.vmap(lambda keys: make_layer(rngs=keys))(rngs.split(config.num_layers))
         else:
             self.layers = nnx.List([make_layer(rngs=rngs) for _ in range(config.num_layers)])
-        self.final_norm = RMSNorm(config)
+        self.final_norm = RMSNorm(config, config.hidden_size)
         has_head = not config.tie_word_embeddings if has_head is None else has_head
         self.head = Linear(config, config.hidden_size, config.vocab_size, bias=False, rngs=rngs) if has_head else None
 
     def embed_tokens(self, tokens: jax.Array) -> jax.Array:
         """[...] int32 -> [..., E] in the compute dtype."""
-        return self.embed.embedding[...][tokens].astype(self.config.dtypes[1])
-
-
-def apply_rope(x: jax.Array, positions: jax.Array, theta: float) -> jax.Array:
-    """Rotary position embedding, halves convention: (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin).
-
-    Source: arXiv 2104.09864, with angle = position * theta^(-2i/Dh), as in the published Qwen2 weights.
-    Args:
-      x: [..., H, Dh] queries or keys.
-      positions: [...] int32 absolute positions.
-      theta: base of the wavelengths.
-    """
-    half = x.shape[-1] // 2
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-    frequencies = theta ** (-jnp.arange(half, dtype=wide) / half)
-    angles = positions[..., None, None].astype(wide) * frequencies.reshape((1,) * positions.ndim + (1, half))
-    cos, sin = jnp.cos(angles), jnp.sin(angles)
-    first, second = jnp.split(x.astype(wide), 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+        embedded = self.embed.embedding[...][tokens].astype(self.config.dtypes[1])
+        if not self.config.scale_embedding:
+            return embedded
+        return embedded * jnp.asarray(self.config.hidden_size**0.5, embedded.dtype)  # rounded, as in published weights
 
 
 @functools.cache
@@ -161,8 +169,17 @@ def _graph(config: ModelConfig, stacked: bool, has_head: bool) -> nnx.GraphDef[D
 
 def bind(config: ModelConfig, params: Params) -> Decoder:
     """The NNX decoder with `params` in it; no copy. Takes stacked or unstacked layers, tied or untied head."""
-    stacked = "attention" in params["layers"]
-    return nnx.merge(_graph(config, stacked, "head" in params), nnx.State(params))
+    layers, stacked = params["layers"], "attention" in params["layers"]
+    frequencies = jnp.asarray(config.layer_frequencies(), jnp.promote_types(config.dtypes[1], jnp.float32))
+
+    def complete(layer: Params, frequencies: jax.Array) -> Params:
+        return layer | {"attention": layer["attention"] | {"frequencies": frequencies}}
+
+    if stacked:
+        layers = complete(layers, frequencies)
+    else:
+        layers = {index: complete(layer, frequencies[index]) for index, layer in layers.items()}
+    return nnx.merge(_graph(config, stacked, "head" in params), nnx.State(params | {"layers": layers}))
 
 
 def scan_layers(
@@ -170,28 +187,41 @@ def scan_layers(
     x: jax.Array,
     carry: Any,
     step: Callable[[DecoderLayer, jax.Array, Any, Any], tuple[jax.Array, Any]],
+    *,
+    remat: bool = False,
 ) -> tuple[jax.Array, Any]:
     """Runs x through all layers: x, carry = step(layer, x, carry, layer_index) for each.
 
     Stacked layers are scanned (layer_index is traced); unstacked ones are unrolled (layer_index is an int).
+    Args:
+      remat: recompute each layer in the backward pass.
     """
+
+    def run(graph: nnx.GraphDef[Any], index: Any, x: jax.Array, carry: Any, state: nnx.State) -> Any:
+        return step(nnx.merge(graph, state), x, carry, index)
+
     if isinstance(decoder.layers, nnx.List):
         for index, layer in enumerate(decoder.layers):
-            x, carry = step(layer, x, carry, index)
+            graph, state = nnx.split(layer)
+            run_layer = functools.partial(run, graph, index)
+            x, carry = (jax.checkpoint(run_layer) if remat else run_layer)(x, carry, state)
         return x, carry
     graph, stacked = nnx.split(decoder.layers)
 
-    def body(state: tuple[jax.Array, Any], layer_state: tuple[nnx.State, jax.Array]) -> Any:
-        return step(nnx.merge(graph, layer_state[0]), *state, layer_state[1]), None
+    def body(state: tuple[jax.Array, Any], layer: tuple[jax.Array, nnx.State]) -> Any:
+        run_layer = functools.partial(run, graph)
+        # Inside lax.scan nothing can be shared between forward and recomputation, so CSE needs no barrier there.
+        again = jax.checkpoint(run_layer, prevent_cse=False) if remat else run_layer
+        return again(layer[0], *state, layer[1]), None
 
     indices = jnp.arange(decoder.config.num_layers)
-    return jax.lax.scan(body, (x, carry), (stacked, indices))[0]
+    return jax.lax.scan(body, (x, carry), (indices, stacked))[0]
 
 
 @functools.partial(jax.jit, static_argnames="config")
 def init_params(config: ModelConfig, key: jax.Array) -> Params:
-    """Fresh parameters: normal with standard deviation `initializer_range`, norms 1, biases 0; stacked layers."""
-    return nnx.to_pure_dict(nnx.state(Decoder(config, rngs=nnx.Rngs(key))))
+    """Fresh parameters: normal with standard deviation `initializer_range`, norms multiply by 1, biases 0; stacked."""
+    return nnx.to_pure_dict(nnx.state(Decoder(config, rngs=nnx.Rngs(key)), nnx.Param))
 
 
 def unstack_layers(config: ModelConfig, params: Params, *, copy_head: bool = False) -> Params:
@@ -224,8 +254,9 @@ def hidden_states(
 ) -> jax.Array:
     """The decoder's output after the final norm, one causal pass over whole rows.
 
-    A token attends to the tokens before it (and itself) that carry the same segment id. With `config.remat` each
-    layer is recomputed in the backward pass.
+    A token attends to the tokens before it (and itself) that carry the same segment id; in a layer with a window, to
+    those of them whose position is less than the window behind its own. With `config.remat` each layer is recomputed
+    in the backward pass.
     Args:
       tokens: [R, T] int32.
       segment_ids: [R, T] int32; 0 is padding.
@@ -238,30 +269,23 @@ def hidden_states(
     causal = jnp.tril(jnp.ones((tokens.shape[1],) * 2, bool))
     mask = (segment_ids[:, None, :, None] == segment_ids[:, None, None, :]) & causal[None, None]
 
-    def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, None]:
-        return jax.nn.dot_product_attention(query, key, value, mask=mask), None
+    if config.layer_windows:
+        windows = jnp.array([window or jnp.iinfo(jnp.int32).max for window in config.layer_windows], jnp.int32)
+        behind = positions[:, None, :, None] - positions[:, None, None, :]
 
     def step(layer: DecoderLayer, x: jax.Array, carry: None, index: Any) -> tuple[jax.Array, None]:
-        del index
+        seen = mask & (behind < windows[index]) if config.layer_windows else mask
+
+        def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, None]:
+            return jax.nn.dot_product_attention(query, key, value, mask=seen), None
+
         return layer(x, positions, attend)[0], carry
 
-    def rematerialised(layer: DecoderLayer, x: jax.Array, carry: None, index: Any) -> tuple[jax.Array, None]:
-        graph, state = nnx.split(layer)
-        # Inside lax.scan nothing can be shared between forward and recomputation, so CSE needs no barrier there.
-        checkpointed = jax.checkpoint(
-            lambda state, x: step(nnx.merge(graph, state), x, None, 0)[0], prevent_cse=isinstance(index, int)
-        )
-        return checkpointed(state, x), carry
-
-    x, _ = scan_layers(decoder, decoder.embed_tokens(tokens), None, rematerialised if config.remat else step)
+    x, _ = scan_layers(decoder, decoder.embed_tokens(tokens), None, step, remat=config.remat)
     return decoder.final_norm(x)
 
 
 def logits(params: Params, hidden: jax.Array) -> jax.Array:
     """[..., E] hidden states after the final norm -> [..., V] next-token logits, accumulated in float32 at least."""
-    wide = jnp.promote_types(hidden.dtype, jnp.float32)
-    if "head" in params:
-        kernel = params["head"]["kernel"].astype(hidden.dtype)
-        return jnp.einsum("...e,ev->...v", hidden, kernel, preferred_element_type=wide)
-    embedding = params["embed"]["embedding"].astype(hidden.dtype)
-    return jnp.einsum("...e,ve->...v", hidden, embedding, preferred_element_type=wide)
+    kernel = params["head"]["kernel"] if "head" in params else params["embed"]["embedding"].T
+    return matmul(hidden, kernel, jnp.promote_types(hidden.dtype, jnp.float32))

@@ -10,16 +10,19 @@ import pytest
 from safetensors.numpy import load_file
 
 from deepsearch_jax import policy
+from tests.policy.conftest import DATA
 
-TINY = pathlib.Path(__file__).parent.parent / "data" / "tiny_qwen2"
+TINY = DATA / "tiny_qwen2"
 
 
 @pytest.fixture
 def broken(tmp_path):
     """A copy of the tiny checkpoint that a test may damage."""
-    path = tmp_path / "model"
-    shutil.copytree(TINY, path)
-    return path
+    return copy_of("qwen2", tmp_path)
+
+
+def copy_of(name, tmp_path):
+    return pathlib.Path(shutil.copytree(DATA / f"tiny_{name}", tmp_path / "model"))
 
 
 def edit_config(path, **changes):
@@ -32,12 +35,36 @@ def tensors_of(path):
     return {name: value for file in sorted(path.glob("*.safetensors")) for name, value in load_file(file).items()}
 
 
-def test_both_forms_of_the_rope_keys_give_one_config():
-    old = policy.ModelConfig.from_hf(json.loads((TINY / "config.json").read_text()))
-    new = policy.ModelConfig.from_hf(json.loads((TINY / "config_transformers5.json").read_text()))
+def test_both_forms_of_the_rope_keys_give_one_config(recorded):
+    old, new = (
+        policy.ModelConfig.from_hf(json.loads((recorded.path / name).read_text()))
+        for name in ("config.json", "config_transformers5.json")
+    )
     assert old == new
-    assert old.rope_theta == 1e6
+    assert old.rope_theta == (1e4 if old.model_type == "llama" else 1e6)
     assert old.eos_ids == (1,)
+
+
+def test_what_the_families_configs_say_is_read():
+    llama, gemma = (policy.load_config(DATA / f"tiny_{name}") for name in ("llama3", "gemma3"))
+    assert llama.rope_scaling == policy.RopeScaling("llama3", 8.0, 1.0, 4.0, 32)
+    assert (gemma.layer_windows, gemma.query_scalar, gemma.local_rope_theta) == ((8, 0), 24, 1e4)
+
+
+def test_keys_that_published_gemma_configs_leave_out_have_their_meaning():
+    """Early files name neither layer_types nor a tied head; scaled ones stretch the layers without a window."""
+    config = policy.ModelConfig.from_hf(
+        {
+            "architectures": ["Gemma3ForCausalLM"], "vocab_size": 64, "hidden_size": 32, "intermediate_size": 64,
+            "num_hidden_layers": 7, "num_attention_heads": 2, "num_key_value_heads": 1, "sliding_window": 512,
+            "sliding_window_pattern": 6, "rope_local_base_freq": 10000, "rope_theta": 1000000,
+            "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+        }
+    )  # fmt: skip
+    assert config.layer_windows == (512,) * 5 + (0, 512)
+    assert (config.head_dim, config.query_scalar, config.tie_word_embeddings) == (256, 256, True)
+    assert config.rope_scaling == policy.RopeScaling("linear", 8.0)
+    assert policy.ModelConfig.from_hf(config.to_hf("float32")) == config
 
 
 def test_every_eos_id_of_both_files_counts(broken):
@@ -46,10 +73,10 @@ def test_every_eos_id_of_both_files_counts(broken):
 
 
 @pytest.mark.parametrize("max_shard_bytes", [10**9, 100_000])
-def test_saving_writes_the_tensors_that_were_read(tmp_path, max_shard_bytes):
-    config, params = policy.load_pretrained(TINY)
+def test_saving_writes_the_tensors_that_were_read(recorded, tmp_path, max_shard_bytes):
+    config, params = recorded.config, recorded.params
     policy.save_pretrained(tmp_path, config, params, max_shard_bytes=max_shard_bytes)
-    want, got = tensors_of(TINY), tensors_of(tmp_path)
+    want, got = tensors_of(recorded.path), tensors_of(tmp_path)
     assert got.keys() == want.keys()
     for name, value in want.items():
         assert got[name].dtype == value.dtype
@@ -69,17 +96,19 @@ def test_a_second_save_replaces_the_shards_of_the_first(tmp_path):
     np.testing.assert_array_equal(again["final_norm"]["scale"], params["final_norm"]["scale"] + 1)
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_bfloat16_and_untied_heads_survive_the_round_trip(tmp_path, tied):
+@pytest.mark.parametrize("model_type", ["qwen2", "qwen3", "llama", "gemma3_text"])
+@pytest.mark.parametrize(("tied", "dtype"), [(True, "bfloat16"), (False, "float16")])
+def test_narrow_weights_and_both_heads_survive_the_round_trip(tmp_path, tied, dtype, model_type):
     config = policy.ModelConfig.tiny(
-        11, hidden_size=16, num_heads=2, num_kv_heads=1, tie_word_embeddings=tied, eos_ids=(3, 4), pad_id=0
-    )
+        11, hidden_size=16, num_heads=2, num_kv_heads=1, tie_word_embeddings=tied, eos_ids=(3, 4), pad_id=0,
+        model_type=model_type,
+    )  # fmt: skip
     params = policy.init_params(config, jax.random.key(0))
-    policy.save_pretrained(tmp_path, config, params, dtype="bfloat16")
+    policy.save_pretrained(tmp_path, config, params, dtype=dtype)
     again_config, again = policy.load_pretrained(tmp_path)
     assert again_config.eos_ids == (3, 4)
     assert ("head" in again) == (not tied)
-    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b.astype("bfloat16").astype("float32")), again, params)
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b.astype(dtype).astype("float32")), again, params)
 
 
 def test_a_missing_directory_is_named(tmp_path):
@@ -142,3 +171,51 @@ def test_what_the_decoder_cannot_run_is_refused_by_name(broken, changes, message
     edit_config(broken, **changes)
     with pytest.raises(ValueError, match=message):
         policy.load_pretrained(broken)
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "message"),
+    [
+        ("qwen3", {"attention_bias": True}, "attention_bias=True is not supported for qwen3"),
+        (
+            "qwen3",
+            {"layer_types": ["sliding_attention"] * 2, "sliding_window": 4},
+            "sliding-window attention of a qwen3",
+        ),
+        ("llama3", {"mlp_bias": True}, "mlp_bias=True is not supported"),
+        ("llama3", {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "lacks the key 'low_freq_factor'"),
+        ("llama3", {"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5 is not supported"),
+        ("llama3", {"quantization_config": {"quant_method": "gptq"}}, "quantization_config=.* is not supported"),
+        ("gemma3", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping=50.0 is not supported"),
+        ("gemma3", {"final_logit_softcapping": 30.0}, "final_logit_softcapping=30.0 is not supported"),
+        ("gemma3", {"use_bidirectional_attention": True}, "use_bidirectional_attention=True is not supported"),
+        ("gemma3", {"hidden_activation": "gelu"}, "hidden_activation='gelu' is not supported"),
+        ("gemma3", {"layer_types": ["chunked_attention", "full_attention"]}, "layer_types holds .'chunked_attention'"),
+        ("gemma3", {"layer_types": ["full_attention"]}, "layer_types names 1 layers, but num_hidden_layers=2"),
+        (
+            "gemma3",
+            {"architectures": ["Gemma3ForConditionalGeneration"], "vision_config": {}},
+            "'Gemma3ForConditionalGeneration' is a multimodal model; only text decoders",
+        ),
+    ],
+)
+def test_features_of_the_other_families_are_refused_by_name(tmp_path, family, changes, message):
+    path = copy_of(family, tmp_path)
+    edit_config(path, **changes)
+    with pytest.raises(ValueError, match=message):
+        policy.load_config(path)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"qk_norm": True}, "qk_norm=True is no qwen2 model, which has False"),
+        ({"layer_windows": (8, 0)}, "of a qwen2 model is not supported"),
+        ({"model_type": "gemma3_text", "layer_windows": (8, 4)}, "all of one size"),
+        ({"model_type": "gemma3_text", "layer_windows": (8,)}, "one number >= 0 for each of the 2 layers"),
+        ({"model_type": "mamba"}, "model_type='mamba' is not supported"),
+    ],
+)
+def test_decoders_that_no_family_has_are_refused(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        policy.ModelConfig.tiny(11, num_layers=2, **overrides)

@@ -1,8 +1,6 @@
 """The decoder against logits, losses and gradients that transformers recorded."""
 
 import dataclasses
-import json
-import pathlib
 
 import chex
 import jax
@@ -12,18 +10,13 @@ import pytest
 
 from deepsearch_jax import policy
 from tests.model_parity import decode_floats
-
-TINY = pathlib.Path(__file__).parent.parent / "data" / "tiny_qwen2"
-
-
-@pytest.fixture(scope="module")
-def golden():
-    return json.loads((TINY / "golden.json").read_text())
+from tests.policy.conftest import load_recorded
 
 
 @pytest.fixture(scope="module")
 def model():
-    return policy.load_pretrained(TINY)
+    recorded = load_recorded("qwen2")
+    return recorded.config, recorded.params
 
 
 def as_arrays(case):
@@ -32,11 +25,11 @@ def as_arrays(case):
 
 @pytest.mark.parametrize("form", ["stacked", "unstacked", "unstacked with head"])
 @pytest.mark.parametrize("index", [0, 1])  # one row of 40; two rows, one of them padded on the right
-def test_logits_equal_the_recorded_ones(golden, model, index, form):
-    config, params = model
+def test_logits_equal_the_recorded_ones(recorded, index, form):
+    config, params = recorded.config, recorded.params
     if form != "stacked":
         params = policy.unstack_layers(config, params, copy_head="head" in form)
-    case = golden["cases"][index]
+    case = recorded.golden["cases"][index]
     tokens, mask = as_arrays(case)
     got = policy.logits(params, policy.hidden_states(config, params, tokens, mask))
     got = np.where(np.asarray(mask)[..., None] == 1, got, 0)
@@ -44,21 +37,55 @@ def test_logits_equal_the_recorded_ones(golden, model, index, form):
 
 
 @pytest.mark.parametrize("remat", [False, True])
-def test_loss_and_gradient_norms_equal_the_recorded_ones(golden, model, remat):
-    config, params = model
-    config = dataclasses.replace(config, remat=remat)
+def test_loss_and_gradient_norms_equal_the_recorded_ones(recorded, remat):
+    config = dataclasses.replace(recorded.config, remat=remat)
+    golden = recorded.golden
     tokens, mask = as_arrays(golden["cases"][0])
 
     def loss(params):
         log_probs, _ = policy.token_log_probs(config, params, tokens, mask, chunk_size=7)
         return -log_probs.sum() / (tokens.size - 1)
 
-    value, grads = jax.jit(jax.value_and_grad(loss))(params)
+    value, grads = jax.jit(jax.value_and_grad(loss))(recorded.params)
     np.testing.assert_allclose(value, golden["loss_of_case_0"], rtol=1e-5)
     norms = {name: np.linalg.norm(array()) for name, _, array in policy.hf_tensors(config, grads)}
     assert norms.keys() == golden["grad_norms_of_case_0"].keys()
     for name, norm in golden["grad_norms_of_case_0"].items():
         np.testing.assert_allclose(norms[name], norm, rtol=1e-4, err_msg=name)
+
+
+def test_unrolled_layers_can_be_recomputed_too(gemma):
+    tokens, mask = as_arrays(gemma.golden["cases"][0])
+    params = policy.unstack_layers(gemma.config, gemma.params)
+
+    def grads(config):
+        def loss(params):
+            return policy.token_log_probs(config, params, tokens, mask)[0].sum()
+
+        return jax.jit(jax.grad(loss))(params)
+
+    want, got = grads(gemma.config), grads(dataclasses.replace(gemma.config, remat=True))
+    chex.assert_trees_all_close(got, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("changed", "reaches"), [(3, True), (2, False)])
+def test_a_window_of_eight_ends_with_the_seventh_token_back(gemma, changed, reaches):
+    config = dataclasses.replace(gemma.config, num_layers=1, layer_windows=(8,))
+    params = gemma.params | {"layers": jax.tree.map(lambda x: x[:1], gemma.params["layers"])}
+    tokens = jnp.arange(40, 51)[None]
+    other = tokens.at[0, changed].set(7)
+    outputs = [policy.hidden_states(config, params, row, jnp.ones_like(row))[0, 10] for row in (tokens, other)]
+    assert bool(jnp.any(outputs[0] != outputs[1])) == reaches
+
+
+def test_windows_count_positions_within_their_own_segment(gemma):
+    """A segment gives the same numbers behind another one as alone, windows included."""
+    config, params = gemma.config, gemma.params
+    row = jnp.arange(60, 80)[None]
+    alone = policy.hidden_states(config, params, row, jnp.ones_like(row))
+    packed = jnp.concatenate([jnp.arange(5, 12)[None], row], axis=1)
+    together = policy.hidden_states(config, params, packed, jnp.array([[1] * 7 + [2] * 20]))
+    np.testing.assert_allclose(together[:, 7:], alone, atol=1e-5)
 
 
 def test_packed_segments_equal_separate_rows(model):
@@ -79,8 +106,9 @@ def test_positions_restart_with_each_segment():
     np.testing.assert_array_equal(got, [[0, 1, 2, 0, 1, 0], [0, 0, 1, 2, 3, 4]])
 
 
-def test_init_has_the_promised_sizes_and_depends_on_the_key():
-    config = policy.ModelConfig.tiny(17, hidden_size=32, num_layers=2, tie_word_embeddings=False)
+@pytest.mark.parametrize("model_type", ["qwen2", "qwen3", "llama", "gemma3_text"])
+def test_init_has_the_promised_sizes_and_depends_on_the_key(model_type):
+    config = policy.ModelConfig.tiny(17, hidden_size=32, num_layers=2, tie_word_embeddings=False, model_type=model_type)
     params = policy.init_params(config, jax.random.key(0))
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == config.num_parameters
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
@@ -88,13 +116,14 @@ def test_init_has_the_promised_sizes_and_depends_on_the_key():
     assert kernel.shape == (2, 32, 32)
     assert abs(float(kernel.std()) - config.initializer_range) < 0.02
     assert not np.allclose(kernel[0], kernel[1])  # each layer has its own noise
+    np.testing.assert_array_equal(params["final_norm"]["scale"] + config.norm_offset, 1)
     other = policy.init_params(config, jax.random.key(1))
     assert not np.allclose(params["head"]["kernel"], other["head"]["kernel"])
 
 
-def test_bfloat16_compute_stays_near_float32(golden, model):
-    config, params = model
-    tokens, mask = as_arrays(golden["cases"][0])
+def test_bfloat16_compute_stays_near_float32(recorded):
+    config, params = recorded.config, recorded.params
+    tokens, mask = as_arrays(recorded.golden["cases"][0])
     low = dataclasses.replace(config, compute_dtype="bfloat16")
     got, entropy = policy.token_log_probs(low, params, tokens, mask)
     want, _ = policy.token_log_probs(config, params, tokens, mask)
