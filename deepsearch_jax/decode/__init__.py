@@ -1,9 +1,10 @@
 """The decode engine: token ids in, token ids and log-probs out; knows neither text nor trees."""
 
-from deepsearch_jax.decode.engine import DecodeRequest, decode_children
+from deepsearch_jax.decode.engine import decode_children
 from deepsearch_jax.decode.pages import KVPages, init_pages
 from deepsearch_jax.decode.pool import assign_pages
 from deepsearch_jax.decode.prefill import prefill
+from deepsearch_jax.decode.request import DecodeRequest
 from deepsearch_jax.decode.sampling import Sample, cut_tail, sample_token
 from deepsearch_jax.decode.settings import DecodeSettings
 

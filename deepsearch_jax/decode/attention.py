@@ -51,21 +51,24 @@ def tree_attention(
     return ((from_prefix + from_own) / total).reshape(num_rows, siblings, heads, dim).astype(query.dtype)
 
 
-def chunk_attention(query: jax.Array, keys: jax.Array, values: jax.Array, positions: jax.Array) -> jax.Array:
-    """Causal attention of a chunk of prompt tokens over the prompt cache that already holds them.
+def chunk_attention(
+    query: jax.Array, keys: jax.Array, values: jax.Array, positions: jax.Array, key_positions: jax.Array
+) -> jax.Array:
+    """Causal attention of a chunk of tokens over the cache that already holds them.
 
     Args:
       query: [C, Hq, Dh].
-      keys, values: [Hkv, P, Dh]; slot i holds position i.
+      keys, values: [Hkv, T, Dh].
       positions: [C] int32 of the queries.
+      key_positions: [T] int32 of the keys; a huge number where there is none.
     Returns: [C, Hq, Dh].
     """
     length, heads, dim = query.shape
-    kv_heads, room, _ = keys.shape
+    kv_heads = keys.shape[0]
     wide = jnp.promote_types(query.dtype, jnp.float32)
     grouped = (query * jnp.asarray(dim**-0.5, query.dtype)).reshape(length, kv_heads, -1, dim)
     scores = jnp.einsum("chgd,htd->hgct", grouped, keys, preferred_element_type=wide)
-    scores = jnp.where(jnp.arange(room)[None, None, None] <= positions[None, None, :, None], scores, -jnp.inf)
+    scores = jnp.where(key_positions[None, None, None] <= positions[None, None, :, None], scores, -jnp.inf)
     weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
     attended = jnp.einsum("hgct,htd->chgd", weights, values, preferred_element_type=wide)
     return attended.reshape(length, heads, dim).astype(query.dtype)

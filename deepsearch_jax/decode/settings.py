@@ -17,10 +17,12 @@ class DecodeSettings:
     top_k: int = 0  # sample among the k most likely tokens (and ties); 0 = all
     top_p: float = 1.0  # sample among the fewest likeliest tokens that hold this mass; 1 = all
     eos_ids: tuple[int, ...] = ()  # every id that ends a segment
+    recompute: bool = False  # encode path nodes without a page again; False: the caller knows that all have theirs
+    recompute_chunk: int = 128  # most tokens of a path encoded together where pages are missing
     unroll_layers: bool = False  # slice stacked weights once per call and unroll layers: faster steps on CPU
 
     def __post_init__(self) -> None:
-        for name in ("num_samples", "segment_length", "max_prompt_length"):
+        for name in ("num_samples", "segment_length", "max_prompt_length", "recompute_chunk"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if self.max_depth < 0:

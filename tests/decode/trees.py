@@ -29,6 +29,32 @@ def teacher_forced(config, params, tokens):
     return policy.token_log_probs(config, params, tokens[None], jnp.ones_like(tokens)[None], chunk_size=64)[0][0]
 
 
+def make_request(
+    prompts, paths, depth_bucket, settings, *, child_pages, row_keys, active=None, slots=None, keep_pages=None
+):
+    """A request from paths [(page, tokens), ...]."""
+    count, length = len(paths), settings.segment_length
+    path_pages = np.full((count, depth_bucket), -1)
+    path_tokens = np.zeros((count, depth_bucket * length), np.int32)
+    for row, path in enumerate(paths):
+        path_pages[row, : len(path)] = [page for page, _ in path]
+        path_tokens[row, : len(path) * length] = [token for _, tokens in path for token in tokens]
+    prompt_of = range(count) if slots is None else slots
+    last = [(path[-1][1] if path else prompts[slot])[-1] for path, slot in zip(paths, prompt_of)]
+    return DecodeRequest(
+        prompt_lengths=jnp.array([len(p) for p in prompts]),
+        path_pages=jnp.array(path_pages),
+        depth=jnp.array([len(path) for path in paths]),
+        last_token=jnp.array(last),
+        child_pages=jnp.array(child_pages),
+        row_keys=row_keys,
+        active=jnp.ones(count, bool) if active is None else jnp.array(active),
+        slots=None if slots is None else jnp.array(slots),
+        path_tokens=jnp.array(path_tokens),
+        keep_pages=None if keep_pages is None else jnp.array(keep_pages),
+    )
+
+
 class Trees:
     """B growing trees whose every node is a full segment; nodes are paths of (page, tokens)."""
 
@@ -48,17 +74,13 @@ class Trees:
         self.free = [list(range(i * pages_per_slot, (i + 1) * pages_per_slot)) for i in range(self.num_slots)]
         self.key = jax.random.key(seed)
 
-    def expand(self, paths, *, depth_bucket, active=None, row_keys=None, slots=None):
+    def expand(self, paths, *, depth_bucket, active=None, row_keys=None, slots=None, keep_pages=None):
         """Expands one path [(page, tokens), ...] a row; returns the segments and the pages of the children.
 
-        Row r continues prompt slots[r], by default prompt r.
+        Row r continues prompt slots[r], by default prompt r. A page of -1 in a path is missing.
         """
         count, samples = len(paths), self.settings.num_samples
         prompt_of = range(count) if slots is None else slots
-        path_pages = np.full((count, depth_bucket), -1)
-        for row, path in zip(path_pages, paths):
-            row[: len(path)] = [page for page, _ in path]
-        last = [(path[-1][1] if path else self.prompts[slot])[-1] for path, slot in zip(paths, prompt_of)]
         child_pages = np.full((count, samples), -1)
         for row, slot in zip(child_pages, prompt_of):
             taken = self.free[slot][:samples]
@@ -67,16 +89,10 @@ class Trees:
         if row_keys is None:
             self.key, key = jax.random.split(self.key)
             row_keys = jax.random.split(key, (count, samples))
-        request = DecodeRequest(
-            prompt_lengths=jnp.array([len(p) for p in self.prompts]),
-            path_pages=jnp.array(path_pages),
-            depth=jnp.array([len(path) for path in paths]),
-            last_token=jnp.array(last),
-            child_pages=jnp.array(child_pages),
-            row_keys=row_keys,
-            active=jnp.ones(count, bool) if active is None else jnp.array(active),
-            slots=None if slots is None else jnp.array(slots),
-        )
+        request = make_request(
+            self.prompts, paths, depth_bucket, self.settings, child_pages=child_pages, row_keys=row_keys,
+            active=active, slots=slots, keep_pages=keep_pages,
+        )  # fmt: skip
         self.pages, segments, self.recomputed = decode(self.config, self.params, self.pages, request, self.settings)
         return jax.tree.map(np.asarray, segments), child_pages
 
