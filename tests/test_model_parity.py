@@ -1,20 +1,60 @@
 """The parity command itself: it passes where numbers agree and fails where they do not."""
 
+import importlib.util
 import json
+import os
 import pathlib
+import sys
 
 import jax
 import pytest
 
 from deepsearch_jax import policy
-from tests.model_parity import main
+from tests.model_parity import Report, check_export, main
 
-TINY = pathlib.Path(__file__).parent / "data" / "tiny_qwen2"
+DATA = pathlib.Path(__file__).parent / "data"
+TINY = DATA / "tiny_qwen2"
 
 
-def test_the_tiny_checkpoint_passes(capsys):
-    assert main([str(TINY), str(TINY / "golden.json")]) == 0
-    assert capsys.readouterr().out.endswith("model parity: PASS\n")
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "llama3", "gemma3"])
+def test_the_recorded_models_pass(family, capsys):
+    assert main([str(DATA / f"tiny_{family}")]) == 0
+    out = capsys.readouterr().out
+    assert "24 greedy tokens by whole rows" in out
+    assert out.endswith("model parity: PASS\n")
+
+
+@pytest.fixture(scope="module")
+def torch_python():
+    """An interpreter with torch: this one, or the one that DEEPSEARCH_TORCH_PYTHON names."""
+    python = os.environ.get("DEEPSEARCH_TORCH_PYTHON") or (importlib.util.find_spec("torch") and sys.executable)
+    if not python:
+        pytest.skip("torch is not installed; set DEEPSEARCH_TORCH_PYTHON to an interpreter that has it")
+    return python
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "llama3", "gemma3"])
+def test_exported_models_open_in_transformers_with_equal_logits(family, torch_python, capsys):
+    assert main([str(DATA / f"tiny_{family}"), "--transformers", torch_python]) == 0
+    assert "case 1 logits of transformers" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_stretched_gemma_with_seven_layers_agrees_with_transformers(tmp_path, torch_python, capsys):
+    """The recorded Gemma has plain wavelengths; larger ones stretch those of the layers without a window."""
+    config = policy.ModelConfig.tiny(
+        64, model_type="gemma3_text", num_layers=7, rope_theta=1e4, rope_scaling=policy.RopeScaling("linear", 8.0),
+        local_rope_theta=1e3, layer_windows=(5,) * 5 + (0, 5), query_scalar=30,
+    )  # fmt: skip
+    params = policy.init_params(config, jax.random.key(0))
+    policy.save_pretrained(tmp_path, config, params)
+    rows = jax.random.randint(jax.random.key(1), (2, 30), 0, 64).tolist()
+    golden = {"cases": [{"input_ids": rows, "attention_mask": [[1] * 30] * 2}]}
+    report = Report()
+    check_export(report, tmp_path, golden, (config, params), torch_python)
+    assert report.passed, capsys.readouterr().out
+    assert "case 0 logits of transformers" in capsys.readouterr().out
 
 
 @pytest.mark.slow
