@@ -1,12 +1,14 @@
 """Random searches give the same trees as plain Python objects do, under every switch."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
 
-from deepsearch_jax.tree import SearchSettings, SearchStatus, extract_trajectories
+from deepsearch_jax.tree import SearchSettings, SearchStatus, extract_trajectories, page_priority
 from tests.tree.oracle import Search
-from tests.tree.scripted import SMALL, Draw, jitted_steps, new_trees, pick, stacked_draws
+from tests.tree.scripted import SMALL, Draw, jitted_steps, new_trees, pick, quick_jit, stacked_draws
 
 NUM_TREES = 24
 SWITCHES = {
@@ -32,7 +34,57 @@ SWITCHES = {
     "budgets": {"node_budget": 20, "token_budget": 46},
     "small_capacity": {"capacity": 25, "num_trajectories": 20},
     "small_capacity_uct": {"capacity": 25, "num_trajectories": 40, "backtrace": "uct"},
+    "eager_three_picks_children": {
+        "picks_per_step": 3,
+        "frontier_entropy": "children",
+        "frontier_entropy_weight": -0.7,
+        "min_width": 1,
+        "max_depth": 7,
+        "num_trajectories": 12,
+        "capacity": 60,
+    },
+    "eager_path_budgets": {
+        "picks_per_step": 2,
+        "frontier_entropy": "path",
+        "frontier_entropy_weight": 0.4,
+        "node_budget": 24,
+        "token_budget": 60,
+        "num_trajectories": 20,
+    },
+    "lazy": {"expansion": "lazy", "num_trajectories": 12},
+    "lazy_two_picks_path": {
+        "expansion": "lazy",
+        "picks_per_step": 2,
+        "frontier_entropy": "path",
+        "frontier_entropy_weight": -3.0,
+        "frontier_own_value_weight": 0.3,
+        "frontier_depth_weight": 0.5,
+    },
+    "lazy_five_picks_children": {
+        "expansion": "lazy",
+        "picks_per_step": 5,
+        "frontier_entropy": "children",
+        "frontier_entropy_weight": 0.7,
+        "depth_bonus": "log",
+        "min_width": 1,
+        "max_depth": 5,
+        "num_trajectories": 40,
+        "incomplete_score": 0.0,
+    },
+    "lazy_budgets": {
+        "expansion": "lazy",
+        "picks_per_step": 3,
+        "frontier_entropy_weight": -0.4,
+        "node_budget": 18,
+        "token_budget": 46,
+        "num_trajectories": 12,
+    },
+    "lazy_small_capacity": {"expansion": "lazy", "picks_per_step": 4, "capacity": 18, "num_trajectories": 40},
 }
+
+
+def cursors_of(search: Search) -> list[int]:
+    return [-1 if node is None else node.number for node in search.cursors]
 
 
 def same_search(tree, search: Search) -> None:
@@ -54,7 +106,7 @@ def same_search(tree, search: Search) -> None:
     assert int(tree.num_tokens) == search.sampled_tokens
     assert int(tree.num_passes) == search.backup_passes
     assert SearchStatus(int(tree.status)).name == search.status
-    assert int(tree.current) == (-1 if search.current is None else search.current.number)
+    assert tree.cursors.tolist() == cursors_of(search)
     order, stack = [], [nodes[0]]
     while stack:
         node = stack.pop()
@@ -64,8 +116,22 @@ def same_search(tree, search: Search) -> None:
 
 
 # The rest of the switches is met by the recorded sample or by a combination that is not slow.
-SLOW = {"dynamic_uct", "quirks", "small_capacity"}
+SLOW = {"dynamic_uct", "quirks", "small_capacity", "lazy", "lazy_small_capacity", "eager_path_budgets"}
+WITH_PRIORITY = {"eager_three_picks_children", "lazy_two_picks_path", "uct"}
 CASES = [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in SWITCHES]
+
+
+@quick_jit
+def jitted_priority(trees, settings):
+    return jax.vmap(functools.partial(page_priority, settings=settings))(trees)
+
+
+def same_priorities(priorities, searches: list[Search]) -> None:
+    """Asserts what the pages of all nodes are worth; the root and free slots nothing."""
+    wanted = np.full(priorities.shape, -np.inf)
+    for row, search in zip(wanted, searches):
+        row[1 : len(search.nodes)] = [search.page_worth(node) for node in search.nodes[1:]]
+    np.testing.assert_allclose(priorities, wanted, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -78,17 +144,20 @@ def test_random_searches_are_those_of_plain_objects(name):
         for step in range(40):
             trees = jitted_steps(trees, *stacked_draws(settings, range(NUM_TREES), step), keys, settings=settings)
             for seed, search in enumerate(searches):
-                search.step(Draw(settings, seed, step).objects()[0])
-            wanted = [-1 if search.current is None else search.current.number for search in searches]
-            np.testing.assert_array_equal(trees.current, wanted)
+                search.step(Draw(settings, seed, step).objects())
+            np.testing.assert_array_equal(trees.cursors, [cursors_of(search) for search in searches])
+            if name in WITH_PRIORITY and step % 3 == 0:
+                same_priorities(jitted_priority(trees, settings=settings), searches)
         host = jax.device_get(trees)
         for number, search in enumerate(searches):
             same_search(pick(host, number), search)
         ends = {search.status for search in searches}
     assert "RUNNING" not in ends
-    if name == "budgets":
+    if name.endswith("budgets"):
         assert {"OUT_OF_NODES", "OUT_OF_TOKENS"} <= ends  # both limits were met
-    if name.startswith("small_capacity"):
+    if name == "lazy_five_picks_children":
+        assert ends == {"EXHAUSTED"}
+    if "small_capacity" in name:
         assert ends == {"OUT_OF_NODES"} or ends == {"OUT_OF_NODES", "EXHAUSTED"}
 
 
@@ -101,7 +170,7 @@ def test_trajectories_are_the_paths_of_the_objects():
         if search.status != "RUNNING":
             break
         draw, first = Draw(settings, 5, step), len(search.nodes)
-        search.step(draw.objects()[0])
+        search.step(draw.objects())
         draws.update({first + rank: (draw, rank) for rank in range(len(search.nodes) - first)})
         trees = jitted_steps(trees, *stacked_draws(settings, range(5, 6), step), keys, settings=settings)
     got = jax.device_get(extract(pick(trees, 0), settings=settings))

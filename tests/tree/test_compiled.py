@@ -8,14 +8,31 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from deepsearch_jax.tree import SearchSettings, batched_search_step, extract_trajectories, init_tree, search_step
+from deepsearch_jax.tree import (
+    SearchSettings,
+    batched_search_step,
+    extract_trajectories,
+    init_tree,
+    page_priority,
+    search_step,
+)
 from tests.tree.scripted import SMALL, grown_trees, new_trees, stacked_draws
 
-MODES = {"frontier": {}, "uct": {"backtrace": "uct"}}
+MODES = {
+    "frontier": {},
+    "uct": {"backtrace": "uct"},
+    "lazy": {"expansion": "lazy", "picks_per_step": 2, "frontier_entropy": "children", "frontier_entropy_weight": -1.0},
+}
 
 
-@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    ("mode", "axis_type"),
+    [
+        pytest.param(mode, axis_type, marks=pytest.mark.slow if (mode, axis_type) == ("lazy", AxisType.Auto) else ())
+        for mode in MODES
+        for axis_type in (AxisType.Auto, AxisType.Explicit)
+    ],
+)
 def test_eight_devices_give_the_trees_of_one(mode, axis_type):
     settings = SearchSettings(**{**SMALL, **MODES[mode]})
     wanted = grown_trees(settings, 8, 6)[-1]
@@ -27,7 +44,8 @@ def test_eight_devices_give_the_trees_of_one(mode, axis_type):
         for number in range(6):
             trees = step(trees, *spread(stacked_draws(settings, range(8), number)), keys, settings=settings)
         got = jax.jit(jax.vmap(functools.partial(extract_trajectories, settings=settings)))(trees)
-    for field in (trees.value, trees.tokens, got.tokens):
+        priorities = jax.jit(jax.vmap(functools.partial(page_priority, settings=settings)))(trees)
+    for field in (trees.value, trees.tokens, got.tokens, priorities):
         assert len(field.sharding.device_set) == 8
     chex.assert_trees_all_close(jax.device_get(trees), jax.device_get(wanted), rtol=1e-6)
 

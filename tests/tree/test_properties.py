@@ -19,10 +19,15 @@ CONFIGURATIONS = [
     SearchSettings(**SMALL),
     SearchSettings(**{**SMALL, "backtrace": "uct", "num_trajectories": 12}),
     SearchSettings(**{**SMALL, "force_to_frontier": False, "min_width": 1, "num_trajectories": 12}),
+    SearchSettings(**{**SMALL, "expansion": "lazy", "picks_per_step": 4, "num_trajectories": 12, "node_budget": 30}),
+    SearchSettings(**{**SMALL, "picks_per_step": 2, "frontier_entropy_weight": -1.0, "num_trajectories": 12}),
 ]
 NUM_TREES, NUM_STEPS = 4, 12
 jitted_backup = quick_jit(search.backup)
+jitted_priority = quick_jit(search.page_priority)
+jitted_slots = quick_jit(search.child_slots)
 quick = hypothesis.settings(deadline=None, max_examples=25, derandomize=True)
+thorough = hypothesis.settings(quick, max_examples=80)
 
 
 def ancestors(tree, node):
@@ -81,13 +86,64 @@ def test_counts_and_status_agree(drawn):
     assert tree.visit_count[ROOT] == len(credited)
     assert (tree.credited[len(credited) :] == NO_NODE).all()
     assert (tree.visit_count[tree.is_terminal] == tree.is_credited[tree.is_terminal]).all()
-    status, current = SearchStatus(int(tree.status)), int(tree.current)
+    status = SearchStatus(int(tree.status))
     assert (status == SearchStatus.FINISHED) == (len(credited) == settings.num_trajectories)
-    assert (status == SearchStatus.RUNNING) == (current != NO_NODE)
-    if current != NO_NODE:
-        width = int(search.width_at_depth(jnp.asarray(tree.depth[current]), settings))
-        assert tree.num_children[current] < width
-        assert not tree.is_terminal[current]
+    assert (status == SearchStatus.RUNNING) == (tree.cursors != NO_NODE).any()
+
+
+def free_places(settings, tree):
+    """Per node: children that it may still get, less those that cursors wait for."""
+    widths = np.asarray(search.width_at_depth(jnp.asarray(tree.depth), settings))
+    waiting = np.bincount(tree.cursors[tree.cursors != NO_NODE], minlength=widths.size)
+    one = 1 if settings.is_lazy else np.maximum(widths - tree.num_children, 1)
+    is_node = np.arange(widths.size) < tree.num_nodes
+    return np.where(is_node & ~tree.is_terminal, widths - tree.num_children - waiting * one, 0)
+
+
+@thorough
+@hypothesis.given(searches())
+def test_no_place_is_picked_twice_and_no_node_gets_too_many_children(drawn):
+    settings, tree = drawn
+    places = free_places(settings, tree)
+    assert (places >= 0).all()
+    assert not tree.is_terminal[tree.cursors[tree.cursors != NO_NODE]].any()
+    if tree.status == SearchStatus.EXHAUSTED:
+        assert not places.any()
+    is_idle = tree.cursors == NO_NODE
+    slots = np.asarray(jitted_slots(tree, settings=settings))
+    made = slots[slots != NO_NODE]
+    assert made.tolist() == list(range(int(tree.num_nodes), int(tree.num_nodes) + made.size))
+    assert (slots[is_idle] == NO_NODE).all()
+    assert (slots[~is_idle] != NO_NODE).any(axis=1).all()
+    assert int(tree.num_nodes) + made.size <= settings.max_nodes
+
+
+@thorough
+@hypothesis.given(searches())
+def test_pages_dropped_from_the_lowest_priority_up_are_missing_at_the_ends_of_paths(drawn):
+    settings, tree = drawn
+    priority = np.asarray(jitted_priority(tree, settings=settings))
+    count = int(tree.num_nodes)
+    below_root = np.flatnonzero(tree.parent[:count] > ROOT)
+    assert (priority[tree.parent[below_root]] >= priority[below_root]).all()
+    read_next = {slot for cursor in tree.cursors if cursor != NO_NODE for slot in ancestors(tree, cursor)} - {ROOT}
+    assert set(np.flatnonzero(priority == np.inf).tolist()) == read_next
+    open_below = {slot for node in np.flatnonzero(free_places(settings, tree)) for slot in ancestors(tree, node)}
+    if tree.status != SearchStatus.RUNNING:
+        open_below = set()
+    assert set(np.flatnonzero(priority > -np.inf).tolist()) == (open_below - {ROOT}) | read_next
+
+
+@thorough
+@hypothesis.given(searches())
+def test_a_node_is_visited_once_when_made_and_once_per_trajectory_below_it(drawn):
+    settings, tree = drawn
+    hypothesis.assume(not settings.can_revisit and tree.status != SearchStatus.FINISHED)
+    wanted = np.zeros(tree.parent.size, np.int32)
+    wanted[1 : tree.num_nodes] = ~tree.is_terminal[1 : tree.num_nodes]
+    for leaf in tree.credited[: int(tree.num_credited)]:
+        wanted[ancestors(tree, int(leaf))] += 1
+    np.testing.assert_array_equal(tree.visit_count, wanted)
 
 
 @quick
