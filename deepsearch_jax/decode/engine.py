@@ -18,6 +18,7 @@ from deepsearch_jax.decode.prefix import (
 from deepsearch_jax.decode.request import DecodeRequest, check_shapes, per_row
 from deepsearch_jax.decode.sampling import Sample, sample_token
 from deepsearch_jax.decode.settings import DecodeSettings
+from deepsearch_jax.decode.stops import StopTable
 from deepsearch_jax.policy import ModelConfig, Params, unstack_layers
 from deepsearch_jax.types import Segments
 
@@ -28,10 +29,16 @@ class _Loop(NamedTuple):
     is_open: jax.Array  # [R, K] bool rows that go on
     own: tuple[Layered, Layered]  # keys and values of the rows' own tokens, per layer [R, K, Hkv, S, Dh]
     segments: Segments
+    stop_states: jax.Array | None  # [R, K] int32 how much of a stop string the rows end with
 
 
 def decode_children(
-    config: ModelConfig, params: Params, pages: KVPages, request: DecodeRequest, settings: DecodeSettings
+    config: ModelConfig,
+    params: Params,
+    pages: KVPages,
+    request: DecodeRequest,
+    settings: DecodeSettings,
+    stop_table: StopTable | None = None,
 ) -> tuple[KVPages, Segments, jax.Array]:
     """Samples K segments of at most S tokens behind each row's node.
 
@@ -41,10 +48,11 @@ def decode_children(
       params: stacked, or as `unstack_layers` gives them (layers are then unrolled).
       pages: donate them; they come back updated.
       settings: static. K, S and the sampling rule.
+      stop_table: a child whose token completes a stop string in its response ends there, like at an EOS.
     Returns: the pages, Segments with a leading [R] axis (inactive rows: length 0), and [R] int32 tokens of the path
       that were encoded again for lack of a page.
     """
-    check_shapes(config, pages, request, settings)
+    check_shapes(config, pages, request, settings, stop_table)
     if settings.unroll_layers:
         params = unstack_layers(config, params)
     is_unrolled = "attention" not in params["layers"]
@@ -84,7 +92,7 @@ def decode_children(
     def body(loop: _Loop) -> _Loop:
         positions = jnp.broadcast_to(num_before[:, None] + loop.step, loop.tokens.shape)
         scores, own = forward(config, params, loop.tokens, positions, *prefix, mask, loop.own, loop.step - 1)
-        return _append(loop, draw(loop.step, scores, True), settings)._replace(own=own)
+        return _append(loop, draw(loop.step, scores, True), settings, stop_table)._replace(own=own)
 
     def goes_on(loop: _Loop) -> jax.Array:
         return (loop.step < length) & jnp.any(loop.is_open)
@@ -92,20 +100,29 @@ def decode_children(
     def blank(dtype: Any) -> jax.Array:
         return _zeros((num_rows, num_samples, length), request.last_token, dtype)
 
+    stop_states = None
+    if stop_table is not None:
+        stop_states = stop_table.start(request.depth.shape, request.depth)
+        if request.path_pages.shape[1]:
+            assert request.path_tokens is not None  # check_shapes has seen to it
+            stop_states = stop_table.after(request.path_tokens, request.depth * length)
+        stop_states = jnp.broadcast_to(stop_states[:, None], (num_rows, num_samples))
     row = _zeros((num_rows, num_samples), request.last_token, jnp.int32)
     start = _Loop(
         step=jnp.int32(0),
         tokens=row,
         is_open=(row == 0) & request.active[:, None],
         own=(empty(num_rows, num_samples, length), empty(num_rows, num_samples, length)),
-        segments=Segments(blank(jnp.int32), row, blank(jnp.float32), blank(jnp.float32), row != 0),
-    )
-    loop = _append(start, draw(jnp.int32(0), first_logits[:, 0], False), settings)
+        segments=Segments(blank(jnp.int32), row, blank(jnp.float32), blank(jnp.float32), row != 0,
+                          blank(jnp.float32) if settings.entropy else None),
+        stop_states=stop_states,
+    )  # fmt: skip
+    loop = _append(start, draw(jnp.int32(0), first_logits[:, 0], False), settings, stop_table)
     loop = jax.lax.while_loop(goes_on, body, loop)
     return store_children(pages, request, loop.own), loop.segments, recomputed
 
 
-def _append(loop: _Loop, sample: Sample, settings: DecodeSettings) -> _Loop:
+def _append(loop: _Loop, sample: Sample, settings: DecodeSettings, stop_table: StopTable | None) -> _Loop:
     """Adds token number `loop.step` to the rows that are open."""
     segments, is_open = loop.segments, loop.is_open
 
@@ -114,14 +131,25 @@ def _append(loop: _Loop, sample: Sample, settings: DecodeSettings) -> _Loop:
         return jax.lax.dynamic_update_slice(table, values, (0, 0, loop.step))
 
     is_eos = is_open & jnp.isin(sample.token, jnp.array(settings.eos_ids, jnp.int32))
+    stop_states = loop.stop_states
+    if stop_table is not None and stop_states is not None:
+        stop_states = stop_table.advance(stop_states, sample.token)
+        is_eos |= is_open & stop_table.is_complete(stop_states)
+    entropies = segments.entropies
+    if entropies is not None and sample.exact_entropy is not None:
+        entropies = put(entropies, sample.exact_entropy)
     segments = Segments(
         tokens=put(segments.tokens, sample.token),
         lengths=segments.lengths + is_open,
         log_probs=put(segments.log_probs, sample.log_prob),
         sampling_log_probs=put(segments.sampling_log_probs, sample.sampling_log_prob),
         is_eos=segments.is_eos | is_eos,
+        entropies=entropies,
     )
-    return loop._replace(step=loop.step + 1, tokens=sample.token, is_open=is_open & ~is_eos, segments=segments)
+    is_open = is_open & ~is_eos
+    return loop._replace(
+        step=loop.step + 1, tokens=sample.token, is_open=is_open, segments=segments, stop_states=stop_states
+    )
 
 
 def _zeros(shape: tuple[int, ...], like: jax.Array, dtype: Any = None) -> jax.Array:

@@ -6,6 +6,7 @@ from flax import struct
 
 from deepsearch_jax.decode.pages import KVPages
 from deepsearch_jax.decode.settings import DecodeSettings
+from deepsearch_jax.decode.stops import StopTable
 from deepsearch_jax.policy import ModelConfig
 
 
@@ -49,7 +50,10 @@ def per_row(values: jax.Array, request: DecodeRequest) -> jax.Array:
     return values if request.slots is None else values[request.slots]
 
 
-def check_shapes(config: ModelConfig, pages: KVPages, request: DecodeRequest, settings: DecodeSettings) -> None:
+def check_shapes(
+    config: ModelConfig, pages: KVPages, request: DecodeRequest, settings: DecodeSettings, stop_table: StopTable | None
+) -> None:
+    """Raises: AssertionError or ValueError where the arguments of `decode_children` do not fit together."""
     num_slots, num_rows = pages.prompt_keys.shape[1], request.depth.shape[0]
     chex.assert_shape(request.prompt_lengths, (num_slots,))
     chex.assert_shape([request.last_token, request.active], (num_rows,))
@@ -62,6 +66,13 @@ def check_shapes(config: ModelConfig, pages: KVPages, request: DecodeRequest, se
         chex.assert_shape(request.slots, (num_rows,))
     if bucket and settings.recompute and request.path_tokens is None:
         raise ValueError("recompute=True needs the path_tokens of the request; give them, or keep all pages resident")
+    if bucket and stop_table is not None and request.path_tokens is None:
+        raise ValueError("a stop table needs the path_tokens of the request: stop strings may begin in the prefix")
+    if stop_table is not None and stop_table.next_states.shape[1] != config.vocab_size:
+        raise ValueError(
+            f"the stop table is for {stop_table.next_states.shape[1]} ids, but the model has {config.vocab_size}; "
+            f"build it with vocab_size={config.vocab_size}"
+        )
     if bucket and not settings.recompute and not pages.num_pages:
         raise ValueError(f"paths of {bucket} nodes, but the pool has 0 pages; use a larger pool or recompute=True")
     if request.path_tokens is not None:

@@ -16,6 +16,8 @@ class DecodeSettings:
     temperature: float = 1.0  # divides the logits; 0 takes the most likely token
     top_k: int = 0  # sample among the k most likely tokens (and ties); 0 = all
     top_p: float = 1.0  # sample among the fewest likeliest tokens that hold this mass; 1 = all
+    min_p: float = 0.0  # leave out tokens with less than this times the likeliest token's probability; 0 = none
+    entropy: bool = False  # also give the exact entropy of the raw policy at every token
     eos_ids: tuple[int, ...] = ()  # every id that ends a segment
     recompute: bool = False  # encode path nodes without a page again; False: the caller knows that all have theirs
     recompute_chunk: int = 128  # most tokens of a path encoded together where pages are missing
@@ -33,6 +35,8 @@ class DecodeSettings:
             raise ValueError(f"top_k={self.top_k} must be >= 0; 0 keeps all tokens")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p={self.top_p} must be in (0, 1]; 1 keeps all tokens")
+        if not 0 <= self.min_p <= 1:
+            raise ValueError(f"min_p={self.min_p} must be in [0, 1]; 0 keeps all tokens, 1 only the most likely")
 
     def check_fits(self, config: ModelConfig) -> None:
         """Raises ValueError if a token could get a position or an id that the model does not have."""

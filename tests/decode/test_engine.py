@@ -10,7 +10,7 @@ from scipy import stats
 
 from deepsearch_jax import policy
 from deepsearch_jax.decode import DecodeRequest, KVPages, decode_children, init_pages, prefill
-from tests.decode.trees import CONFIG, Trees, decode, encode, random_params, random_prompts, settings
+from tests.decode.trees import CONFIG, Trees, decode, encode, full_logits, random_params, random_prompts, settings
 
 
 @pytest.mark.parametrize(
@@ -168,15 +168,39 @@ def test_inactive_slots_write_nothing():
         np.testing.assert_array_equal(old[:, start:], new[:, start:])
 
 
+def test_entropies_and_log_probs_of_a_cut_distribution_equal_the_full_pass():
+    how = settings(num_samples=6, temperature=0.7, min_p=0.2, entropy=True, eos_ids=(7, 20))
+    trees = Trees(how, random_prompts(5, 9))
+    first, pages = trees.expand([[], []], depth_bucket=1)
+    trees.check(first, [[], []])
+    full = [int(np.flatnonzero((row == 4) & ~eos)[0]) for row, eos in zip(first.lengths, first.is_eos)]
+    paths = [[(pages[row, k], first.tokens[row, k])] for row, k in enumerate(full)]
+    segments, _ = trees.expand(paths, depth_bucket=1)
+    for row, path in enumerate(paths):
+        prefix = trees.prefix(row, path)
+        for k in range(6):
+            length = segments.lengths[row, k]
+            tokens = trees.padded([*prefix, *segments.tokens[row, k]])
+            logits = np.asarray(full_logits(CONFIG, trees.params, tokens), np.float64)[len(prefix) - 1 :][:length]
+            raw, cut = np.exp(logits), np.exp(logits / 0.7)
+            raw /= raw.sum(axis=1, keepdims=True)
+            np.testing.assert_allclose(segments.entropies[row, k, :length], -(raw * np.log(raw)).sum(axis=1), atol=1e-4)
+            assert not segments.entropies[row, k, length:].any()
+            cut[cut < 0.2 * cut.max(axis=1, keepdims=True)] = 0
+            own = segments.tokens[row, k, :length]
+            want = np.log(cut[np.arange(length), own] / cut.sum(axis=1))
+            np.testing.assert_allclose(segments.sampling_log_probs[row, k, :length], want, atol=1e-4)
+    assert (segments.lengths < 4).any()
+
+
 def test_greedy_takes_the_most_likely_token():
     trees = Trees(settings(temperature=0.0, num_samples=2), random_prompts(5))
     segments, _ = trees.expand([[]], depth_bucket=0)
     np.testing.assert_array_equal(segments.tokens[0, 0], segments.tokens[0, 1])
     tokens = trees.prompts[0]
     for t in range(4):
-        row = jnp.array(tokens)[None]
-        hidden = policy.hidden_states(CONFIG, trees.params, row, jnp.ones_like(row))[0, -1]
-        assert int(jnp.argmax(policy.logits(trees.params, hidden))) == segments.tokens[0, 0, t]
+        logits = full_logits(CONFIG, trees.params, trees.padded(tokens))[len(tokens) - 1]
+        assert int(jnp.argmax(logits)) == segments.tokens[0, 0, t]
         tokens = np.append(tokens, segments.tokens[0, 0, t])
     trees.check(segments, [[]])
     assert not segments.sampling_log_probs.any()

@@ -55,10 +55,21 @@ def make_request(
     )
 
 
+@functools.partial(jax.jit, static_argnames="config")
+def full_logits(config, params, tokens):
+    """[T] token ids -> [T, V] logits of what follows each."""
+    hidden = policy.hidden_states(config, params, tokens[None], jnp.ones_like(tokens)[None])
+    return policy.logits(params, hidden)[0]
+
+
 class Trees:
     """B growing trees whose every node is a full segment; nodes are paths of (page, tokens)."""
 
-    def __init__(self, settings, prompts, *, pages_per_slot=16, config=CONFIG, params=None, chunk_size=256, seed=0):
+    def __init__(
+        self, settings, prompts, *, pages_per_slot=16, config=CONFIG, params=None, chunk_size=256, seed=0,
+        stop_table=None,
+    ):  # fmt: skip
+        self.stop_table = stop_table
         self.settings, self.config, self.prompts = settings, config, [np.asarray(p) for p in prompts]
         self.params = random_params(config) if params is None else params
         self.num_slots = len(prompts)
@@ -93,11 +104,17 @@ class Trees:
             self.prompts, paths, depth_bucket, self.settings, child_pages=child_pages, row_keys=row_keys,
             active=active, slots=slots, keep_pages=keep_pages,
         )  # fmt: skip
-        self.pages, segments, self.recomputed = decode(self.config, self.params, self.pages, request, self.settings)
+        self.pages, segments, self.recomputed = decode(
+            self.config, self.params, self.pages, request, self.settings, self.stop_table
+        )
         return jax.tree.map(np.asarray, segments), child_pages
 
     def prefix(self, slot, path):
         return np.concatenate([self.prompts[slot], *(tokens for _, tokens in path)])
+
+    def padded(self, tokens):
+        """As long as any sequence can get: one compilation; padding behind changes nothing before."""
+        return jnp.array(np.pad(tokens, (0, self.longest - len(tokens))), jnp.int32)
 
     def check(self, segments, paths, rows=None, slots=None, atol=1e-4):
         """Every segment's log-probs equal those of one full forward pass over its whole sequence."""
@@ -105,9 +122,8 @@ class Trees:
             prefix = self.prefix(row if slots is None else slots[row], paths[row])
             for k in range(self.settings.num_samples):
                 length = segments.lengths[row, k]
-                tokens = np.zeros(self.longest, np.int32)  # padding behind changes nothing before
-                tokens[: len(prefix) + length] = [*prefix, *segments.tokens[row, k, :length]]
-                want = teacher_forced(self.config, self.stacked, jnp.array(tokens))
+                tokens = self.padded([*prefix, *segments.tokens[row, k, :length]])
+                want = teacher_forced(self.config, self.stacked, tokens)
                 got = segments.log_probs[row, k, :length]
                 np.testing.assert_allclose(got, want[len(prefix) : len(prefix) + length], atol=atol)
                 assert not segments.tokens[row, k, length:].any()
