@@ -104,10 +104,13 @@ class Trees:
             self.prompts, paths, depth_bucket, self.settings, child_pages=child_pages, row_keys=row_keys,
             active=active, slots=slots, keep_pages=keep_pages,
         )  # fmt: skip
+        return self.serve(request), child_pages
+
+    def serve(self, request):
         self.pages, segments, self.recomputed = decode(
             self.config, self.params, self.pages, request, self.settings, self.stop_table
         )
-        return jax.tree.map(np.asarray, segments), child_pages
+        return jax.tree.map(np.asarray, segments)
 
     def prefix(self, slot, path):
         return np.concatenate([self.prompts[slot], *(tokens for _, tokens in path)])
