@@ -27,6 +27,13 @@ CASES: dict[str, dict] = {
     "entropy_log": {"frontier_entropy_weight": 0.4, "depth_bonus": "log"},
     "any_node": {"force_to_frontier": False},
     "uct": {"backtrace": "uct"},
+    "lazy": {
+        "expansion": "lazy",
+        "picks_per_step": 2,
+        "frontier_entropy": "path",
+        "frontier_entropy_weight": -3.0,
+        "frontier_depth_weight": 0.5,
+    },
 }
 
 
@@ -53,13 +60,16 @@ class Draws:
             (Segments(tokens, self.lengths[step], log_probs, log_probs.copy(), self.is_eos[step]), outcomes)
         )
 
-    def objects(self, step: int, number: int) -> list[Child]:
-        """One step of one tree as the plain objects read it."""
-        at = (step, number, 0)
-        rows = zip(self.lengths[at], self.log_prob[at], self.is_eos[at], self.is_correct[at])
+    def objects(self, step: int, number: int) -> list[list[Child]]:
+        """One step of one tree as the plain objects read it, by cursor."""
+        at = (step, number)
+        drawn = zip(self.lengths[at], self.log_prob[at], self.is_eos[at], self.is_correct[at])
         return [
-            Child([float(log_prob)] * int(length), bool(is_eos), "correct" if is_correct else "incorrect")
-            for length, log_prob, is_eos, is_correct in rows
+            [
+                Child([float(log_prob)] * int(length), bool(is_eos), "correct" if is_correct else "incorrect")
+                for length, log_prob, is_eos, is_correct in zip(*rows)
+            ]
+            for rows in drawn
         ]
 
 
@@ -110,16 +120,16 @@ def main() -> None:
     parser.add_argument("--object_trees", type=int, default=4, help="trees the plain objects grow")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     options = parser.parse_args()
-    num_steps = (options.capacity - 1) // options.width
     results = []
     for name in options.cases:
         settings = SearchSettings(
             expansion_width=options.width,
             capacity=options.capacity,
             segment_length=options.segment_length,
-            num_trajectories=num_steps * options.width,
+            num_trajectories=options.capacity,
             **CASES[name],
         )
+        num_steps = (options.capacity - 1) // (settings.picks_per_step * settings.children_per_expansion)
         print(f"{name}: {num_steps} steps of {options.batch} trees", flush=True)
         draws = Draws(num_steps, options.batch, settings)
         seconds, sizes = time_arrays(draws, options.batch, num_steps, settings)
@@ -132,6 +142,7 @@ def main() -> None:
         results.append(
             {
                 "case": name,
+                "steps": num_steps,
                 "value": round(ours, 5),
                 "median_step_ms": round(float(np.median(seconds)) * 1e3, 3),
                 "mean_step_ms": round(float(seconds.mean()) * 1e3, 3),
@@ -143,7 +154,7 @@ def main() -> None:
         )
         print(" ", json.dumps(results[-1]), flush=True)
     first = results[0]
-    sizes = {"batch": options.batch, "width": options.width, "capacity": options.capacity, "steps": num_steps}
+    sizes = {"batch": options.batch, "width": options.width, "capacity": options.capacity}
     sizes["segment_length"] = options.segment_length
     summary = {"name": "tree_ops", "value": first["value"], "unit": "ms per tree and step", "ratio": first["ratio"]}
     print(json.dumps({**summary, "case": first["case"], **sizes, "cases": results}))
