@@ -1,5 +1,6 @@
 """Weights as int8 numbers with one scale per output channel, for decoding: a quarter of the bytes of float32."""
 
+import functools
 from typing import Any
 
 import jax
@@ -34,6 +35,9 @@ class Int8:
 
 
 Matrix = jax.Array | Int8
+_FEW_ROWS = 64  # rows of a decode step; with more (prefill) the product outweighs the conversion
+_BLOCK = 1 << 19  # matrix entries converted at a time, 2 MB of float32
+_WIDE = 1 << 14  # output channels beyond which sums of all rows no longer stay in cache
 
 
 def matmul(x: jax.Array, kernel: Matrix, preferred: Any = None) -> jax.Array:
@@ -44,8 +48,41 @@ def matmul(x: jax.Array, kernel: Matrix, preferred: Any = None) -> jax.Array:
     if not isinstance(kernel, Int8):
         return jnp.matmul(x, kernel.astype(x.dtype), preferred_element_type=preferred)
     wide = preferred or jnp.promote_types(x.dtype, jnp.float32)
-    y = jnp.matmul(x, kernel.values.astype(x.dtype), preferred_element_type=wide)
-    return (y * kernel.scale.reshape((1,) * (x.ndim - 1) + (-1,))).astype(preferred or x.dtype)
+    rows = x.reshape(-1, x.shape[-1])
+    plain, blocked = (functools.partial(product, wide=wide) for product in (_plain_product, _blocked_product))
+    if len(rows) <= _FEW_ROWS:
+        y = jax.lax.platform_dependent(rows, kernel.values, cpu=blocked, default=plain)
+    else:
+        y = plain(rows, kernel.values)
+    return (y * kernel.scale.reshape(1, -1)).astype(preferred or x.dtype).reshape(*x.shape[:-1], -1)
+
+
+def _plain_product(x: jax.Array, values: jax.Array, wide: Any) -> jax.Array:
+    return jnp.matmul(x, values.astype(x.dtype), preferred_element_type=wide)
+
+
+def _blocked_product(x: jax.Array, values: jax.Array, wide: Any) -> jax.Array:
+    """The plain product, block by block: the CPU backend writes the converted matrix to memory, a block stays in cache.
+
+    Matrices that are wider than long (the head) are walked by columns, the others by rows, which lie together.
+    """
+    size_in, size_out = values.shape
+    by_columns = size_out > _WIDE
+    length, other = (size_out, size_in) if by_columns else (size_in, size_out)
+    step = max(n for n in range(1, max(1, _BLOCK // other) + 1) if length % n == 0)
+    if step < 8 or step == length:
+        return _plain_product(x, values, wide)
+
+    def columns(index: jax.Array, y: jax.Array) -> jax.Array:
+        part = jax.lax.dynamic_slice_in_dim(values, index * step, step, axis=1)
+        return jax.lax.dynamic_update_slice_in_dim(y, _plain_product(x, part, wide), index * step, axis=1)
+
+    def rows(index: jax.Array, y: jax.Array) -> jax.Array:
+        part = jax.lax.dynamic_slice_in_dim(values, index * step, step)
+        return y + _plain_product(jax.lax.dynamic_slice_in_dim(x, index * step, step, axis=1), part, wide)
+
+    zeros = jnp.zeros((len(x), size_out), wide)
+    return jax.lax.fori_loop(0, length // step, columns if by_columns else rows, zeros)
 
 
 def quantize_int8(config: ModelConfig, params: dict[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from deepsearch_jax import policy
+from deepsearch_jax.policy.int8 import matmul
 from tests.policy.conftest import load_recorded
 
 
@@ -61,12 +62,29 @@ def test_log_probs_are_those_of_the_rounded_weights(recorded, form):
     assert 1e-3 < gap < 0.3  # random weights, logits of standard deviation 2.4
 
 
-def test_bfloat16_activations_keep_the_scale_in_float32():
-    """The scale is applied before rounding: the result is the exact product, rounded to bfloat16 once."""
-    kernel = jnp.full((4, 2), 3.03)
-    got = policy.quantize_int8(policy.ModelConfig.tiny(2), {"head": {"kernel": kernel}})
-    hidden = jnp.ones((1, 4), jnp.bfloat16)
-    np.testing.assert_allclose(policy.logits(got, hidden), [[12.12, 12.12]], rtol=1e-6)
+def test_bfloat16_activations_are_rounded_once():
+    """5 * 3.03 = 15.15 is 15.125 in bfloat16; the sum 5 * 127 = 635 rounded before it is scaled would give 15.1875."""
+    kernel = policy.quantize_int8(policy.ModelConfig.tiny(2), {"kernel": jnp.full((5, 2), 3.03)})["kernel"]
+    got = matmul(jnp.ones((1, 5), jnp.bfloat16), kernel)
+    assert got.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(got.astype("float32"), [[15.125, 15.125]])
+    np.testing.assert_allclose(
+        policy.logits({"head": {"kernel": kernel}}, jnp.ones((1, 5), jnp.bfloat16)), [[15.15] * 2]
+    )
+
+
+@pytest.mark.parametrize(
+    ("shape", "rows"),
+    [((1024, 1024), 3), ((64, 32768), 3), ((1021, 1024), 3), ((1024, 1024), 65)],
+    ids=["by rows", "by columns", "a prime length has no blocks", "too many rows"],
+)
+def test_products_by_blocks_equal_plain_ones(shape, rows):
+    values = jax.random.randint(jax.random.key(0), shape, -127, 128).astype(jnp.int8)
+    kernel = policy.Int8(values, jnp.linspace(0.01, 0.02, shape[1])[None])
+    x = jax.random.normal(jax.random.key(1), (1, rows, shape[0]))
+    got = jax.jit(matmul)(x, kernel)
+    assert got.shape == (1, rows, shape[1])
+    np.testing.assert_allclose(got, np.asarray(x) @ np.asarray(kernel.astype("float32")), atol=2e-3)
 
 
 def test_quantizing_runs_under_jit_and_keeps_no_second_copy():
