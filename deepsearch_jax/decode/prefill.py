@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from deepsearch_jax.decode.attention import chunk_attention
-from deepsearch_jax.decode.forward import Layered, layer_of
+from deepsearch_jax.decode.forward import Layered
 from deepsearch_jax.decode.pages import KVPages
 from deepsearch_jax.policy import ModelConfig, Params, bind, scan_layers
 
@@ -86,7 +86,7 @@ def encode_rows(
                 written = tuple(
                     _write_run(cache, new, layer_index, row, offset + start) for cache, new in zip(caches, (key, value))
                 )
-                keys, values = (layer_of(layer_of(cache, layer_index), row) for cache in written)
+                keys, values = (_row_of(cache, layer_index, row) for cache in written)
                 return chunk_attention(query, keys, values, positions, key_positions[row]), written
 
             return layer(x, positions, attend)
@@ -94,6 +94,13 @@ def encode_rows(
         return scan_layers(decoder, decoder.embed_tokens(chunk), caches, step)[1]
 
     return jax.lax.fori_loop(0, ends[-1], encode_chunk, caches)
+
+
+def _row_of(cache: Layered, layer: Any, row: jax.Array) -> jax.Array:
+    """[Hkv, T, Dh] of one row and layer, in one slice."""
+    if isinstance(cache, tuple):
+        return jax.lax.dynamic_index_in_dim(cache[layer], row, keepdims=False)
+    return jax.lax.dynamic_slice(cache, (layer, row, 0, 0, 0), (1, 1, *cache.shape[2:]))[0, 0]
 
 
 def _write_run(cache: Layered, new: jax.Array, layer: Any, row: jax.Array, start: jax.Array) -> Layered:

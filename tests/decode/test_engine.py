@@ -9,19 +9,25 @@ from jax.sharding import PartitionSpec
 from scipy import stats
 
 from deepsearch_jax import policy
-from deepsearch_jax.decode import DecodeRequest, KVPages, decode_children, init_pages, prefill
+from deepsearch_jax.decode import (
+    DecodeRequest,
+    KVPages,
+    assign_pages,
+    build_stop_table,
+    decode_children,
+    init_pages,
+    prefill,
+)
 from tests.decode.trees import CONFIG, Trees, decode, encode, full_logits, random_params, random_prompts, settings
 
 
-@pytest.mark.parametrize(
-    ("form", "chunk_size"), [("scanned", 5), ("unrolled in the call", 256), ("unstacked before", 5)]
-)
+@pytest.mark.parametrize(("form", "chunk_size"), [("scanned", 5), ("unstacked before", 256)])
 def test_log_probs_of_random_trees_equal_one_full_forward_pass(form, chunk_size):
     params = random_params()
     if form == "unstacked before":
         params = policy.unstack_layers(CONFIG, params, copy_head=True)
     rng = np.random.default_rng(7)
-    trees = Trees(settings(unroll_layers="call" in form), random_prompts(9, 1, 6), params=params, chunk_size=chunk_size)
+    trees = Trees(settings(), random_prompts(9, 1, 6), params=params, chunk_size=chunk_size)
     nodes = [[[]] for _ in range(3)]  # per slot: the paths that may be expanded
     depths = set()
     for _ in range(7):
@@ -219,46 +225,57 @@ def test_one_compilation_serves_all_steps():
 
 
 def test_a_sharded_batch_gives_what_one_device_gives():
-    """Each of 4 devices holds 2 slots and its own pool; page ids are local to the shard."""
+    """Each of 4 devices holds 2 prompts with 2 rows each and its own pool; ids of slots and pages are of the shard.
+
+    Its second call finds one of two pages missing, ends at stop strings and takes pages by priority.
+    """
     mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:4])
-    slots, params, how = 8, random_params(), settings()
+    params, how = random_params(), settings(recompute=True, entropy=True)
+    table = build_stop_table(["b"], [b"a", b"b"] * 14 + [b"a"])
     prompts = random_prompts(*range(1, 9))
     tokens = jnp.array(np.stack([np.pad(p, (0, 9 - len(p))) for p in prompts]), jnp.int32)
-    lengths = jnp.arange(1, 9)
+    lengths, slots = jnp.arange(1, 9), jnp.tile(jnp.array([1, 0, 0, 1]), 4)
+    last = jnp.array([prompts[2 * (row // 4) + int(slots[row])][-1] for row in range(16)])
+    some_of = jax.random.normal(jax.random.key(3), (8, 3))  # per tree: what its three nodes are worth
 
-    def request(depth, last, offset):
-        pages = jnp.arange(6).reshape(2, 3) + offset  # of one shard
-        return DecodeRequest(
-            lengths, jnp.tile(pages[:, :1], (4, 1)), jnp.full(slots, depth), last, jnp.tile(pages, (4, 1)),
-            jax.random.split(jax.random.key(offset), (slots, 3)), jnp.ones(slots, bool),
+    def run(params, table, pages, tokens, lengths, slots, last, keys, some_of):
+        rows, none = jnp.arange(4), jnp.zeros_like(last)
+        pages = prefill(CONFIG, params, pages, tokens, lengths, lengths > 0)
+        request = DecodeRequest(
+            lengths, none[:, None] - 1, none, last, rows[:, None] * 3 + jnp.arange(3)[None], keys[:, 0], none == 0,
+            slots, jnp.tile(none[:, None], (1, 4)), none[:, None] - 1,
         )  # fmt: skip
+        pages, one, nothing = decode_children(CONFIG, params, pages, request, how)
+        request = request.replace(
+            path_pages=jnp.where(rows % 2 == 0, 3 * rows, -1)[:, None], depth=none + 1,
+            path_tokens=one.tokens[:, 0], last_token=one.tokens[:, 0, -1], row_keys=keys[:, 1],
+            keep_pages=jnp.full((4, 1), 3), child_pages=jnp.full((4, 3), -1),
+        )  # fmt: skip
+        pages, two, recomputed = decode_children(CONFIG, params, pages, request, how, table)
+        page_of = jnp.full_like(some_of, -1, dtype=jnp.int32)
+        page_of, evicted = assign_pages(page_of, some_of, some_of > -1, jnp.ones_like(page_of), 4)
+        return one, two, nothing + recomputed, page_of, evicted[None]
 
-    def run(params, pages, tokens, first, last_of):
-        pages = prefill(CONFIG, params, pages, tokens, first.prompt_lengths, first.active)
-        pages, one, _ = decode_children(CONFIG, params, pages, first, how)
-        second = last_of.replace(last_token=one.tokens[:, 0, -1])
-        return one, decode_children(CONFIG, params, pages, second, how)[1]
-
-    pages = init_pages(CONFIG, slots, slots * 3, how.segment_length, how.max_prompt_length)
-    requests = (request(0, tokens[jnp.arange(slots), lengths - 1], 0), request(1, lengths, 0))
+    arguments = (tokens, lengths, slots, last, jax.random.split(jax.random.key(5), (16, 2, 3)), some_of)
     over, first_axis = PartitionSpec(None, "data"), PartitionSpec("data")
     sharded = jax.jit(
         jax.shard_map(
             run,
             mesh=mesh,
-            in_specs=(PartitionSpec(), KVPages(over, over, over, over), first_axis, first_axis, first_axis),
+            in_specs=(PartitionSpec(), PartitionSpec(), KVPages(over, over, over, over), *(first_axis,) * 6),
             out_specs=first_axis,
         )
     )
-    got = sharded(params, pages, tokens, *requests)
-    for index in range(4):
-        part = slice(2 * index, 2 * index + 2)
-        mine = jax.tree.map(lambda x, p=part: x[p], (tokens, *requests))
-        small = init_pages(CONFIG, 2, 6, how.segment_length, how.max_prompt_length)
-        want = jax.jit(run)(params, small, *mine)
-        for a, b in zip(got, want):
-            np.testing.assert_array_equal(a.tokens[part], b.tokens)
-            np.testing.assert_allclose(a.log_probs[part], b.log_probs, atol=1e-5)
+    got = sharded(params, table, init_pages(CONFIG, 8, 48, how.segment_length, how.max_prompt_length), *arguments)
+    assert got[1].is_eos.any()
+    alone = jax.jit(run)
+    np.testing.assert_array_equal(got[2], [0, 3, 0, 3] * 4)
+    for shard in range(4):
+        mine = jax.tree.map(lambda x, s=shard: x[s * len(x) // 4 : (s + 1) * len(x) // 4], arguments)
+        small = init_pages(CONFIG, 2, 12, how.segment_length, how.max_prompt_length)
+        want = alone(params, table, small, *mine)
+        part = jax.tree.map(lambda x, s=shard: x[s * len(x) // 4 : (s + 1) * len(x) // 4], got)
+        chex.assert_trees_all_close(part, want, atol=1e-5)
 
 
 def test_shapes_that_do_not_fit_are_refused():

@@ -91,6 +91,13 @@ def test_by_hand():
     assert evicted == 1
 
 
+def test_both_zeros_are_equal():
+    wanted, depth = jnp.ones((1, 2), bool), jnp.array([[1, 2]])
+    for priority in ([-0.0, 0.0], [0.0, -0.0]):
+        got, _ = assign(jnp.full((1, 2), -1), jnp.array([priority]), wanted, depth, num_pages=1)
+        np.testing.assert_array_equal(got, [[0, -1]])
+
+
 def test_ended_trees_give_their_pages_back_without_evictions():
     page_of = jnp.arange(8).reshape(2, 4)
     priority = jnp.array([[1.0] * 4, [-jnp.inf] * 4])
