@@ -77,26 +77,7 @@ def test_direct_rollouts_need_no_pages():
     trees.check(segments, [[], []])
 
 
-def test_results_depend_on_neither_slot_nor_batch_nor_bucket():
-    prompts, keys = random_prompts(4, 7), jax.random.split(jax.random.key(5), (2, 3))
-
-    def two_levels(order, depth_bucket):
-        trees = Trees(settings(), [prompts[i] for i in order])
-        first, pages = trees.expand([[]] * len(order), depth_bucket=depth_bucket, row_keys=keys[jnp.array(order)])
-        paths = [[(pages[slot, 1], first.tokens[slot, 1])] for slot in range(len(order))]
-        again = jax.vmap(jax.vmap(lambda key: jax.random.fold_in(key, 99)))(keys)
-        second, _ = trees.expand(paths, depth_bucket=depth_bucket, row_keys=again[jnp.array(order)])
-        return {i: jax.tree.map(lambda x, s=slot: x[s], (first, second)) for slot, i in enumerate(order)}
-
-    want = two_levels([0, 1], 1)
-    for order, bucket in (([1, 0], 1), ([1], 3)):
-        for index, got in two_levels(order, bucket).items():
-            for segments, expected in zip(got, want[index]):
-                np.testing.assert_array_equal(segments.tokens, expected.tokens)
-                np.testing.assert_allclose(segments.log_probs, expected.log_probs, atol=1e-5)
-
-
-@pytest.mark.parametrize("depth_bucket", [0, 2])
+@pytest.mark.parametrize("depth_bucket", [0, 1])
 def test_several_rows_may_continue_one_prompt(depth_bucket):
     """Two rows expand the first prompt's root in one call, whose last token both feed and store; then its children."""
     trees = Trees(settings(num_samples=2), random_prompts(4, 7, 5))
@@ -104,9 +85,9 @@ def test_several_rows_may_continue_one_prompt(depth_bucket):
     segments, pages = trees.expand([[]] * 4, depth_bucket=depth_bucket, slots=slots)
     trees.check(segments, [[]] * 4, slots=slots)
     assert (segments.tokens[1] != segments.tokens[2]).any()  # of different keys
-    slots = [0, 1, 0, 0, 2]
-    paths = [[(pages[row, k], segments.tokens[row, k])] for row, k in ((1, 0), (3, 1), (2, 1), (1, 1))] + [[]]
-    segments, _ = trees.expand(paths, depth_bucket=2, slots=slots)
+    slots = [0, 1, 0, 2]
+    paths = [[(pages[row, k], segments.tokens[row, k])] for row, k in ((1, 0), (3, 1), (2, 1))] + [[]]
+    segments, _ = trees.expand(paths, depth_bucket=1, slots=slots)
     trees.check(segments, paths, slots=slots)
 
 

@@ -135,7 +135,7 @@ def everything_resident():
     "layout",
     [
         Layout(2, (3, 1, 0, 2), num_pages=4, buckets=(1, 3), together=False),  # about a tenth of the need
-        Layout(1, (2, 3, 0, 1), num_pages=0),
+        pytest.param(Layout(1, (2, 3, 0, 1), num_pages=0), marks=pytest.mark.slow),
         Layout(3, (1, 0, 3, 2), num_pages=9, unroll=True),
     ],
     ids=["few pages", "no pages", "unrolled"],

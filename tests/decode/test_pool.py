@@ -29,7 +29,7 @@ def oracle(page_of, priority, is_wanted, depth, num_pages):
 @st.composite
 def pools(draw):
     """A pool of any size with any nodes in it; few different priorities, so that they tie."""
-    size, num_pages = TREES * NODES, draw(st.integers(0, TREES * NODES + 1))
+    size, num_pages = TREES * NODES, draw(st.sampled_from([0, 1, 5, TREES * NODES + 1]))  # each is a program
     some = st.sampled_from([-np.inf, -2.5, -0.0, 0.0, 1e-30, 0.3, 7.0, np.inf])
 
     def each(elements):
@@ -55,7 +55,7 @@ def test_the_best_nodes_hold_the_pages(pool):
 @given(st.data())
 def test_pages_missing_on_a_path_are_its_end(data):
     """With priorities that never rise on the way down, a resident node's ancestors are resident, step after step."""
-    num_pages = data.draw(st.sampled_from([1, 3, 5]))
+    num_pages = data.draw(st.sampled_from([1, 3]))
     parents = [-1] + [data.draw(st.integers(0, node - 1)) for node in range(1, NODES)]
     depth = np.zeros((1, NODES), np.int32)
     page_of = np.full((1, NODES), -1, np.int32)

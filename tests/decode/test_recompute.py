@@ -67,7 +67,7 @@ def test_only_the_missing_tokens_are_encoded():
     np.testing.assert_array_equal(trees.recomputed, [S - 1, 2 * S - 1])
 
 
-@pytest.mark.parametrize(("how", "unstacked"), [(HOW, False), (ODD_CHUNK, True)])
+@pytest.mark.parametrize(("how", "unstacked"), [(HOW, False), pytest.param(ODD_CHUNK, True, marks=pytest.mark.slow)])
 def test_recomputed_nodes_are_kept_where_asked(how, unstacked):
     trees, paths = grown(how, unstacked=unstacked)
     keys = jax.random.split(jax.random.key(9), (2, 2))

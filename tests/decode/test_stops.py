@@ -88,11 +88,10 @@ TOKEN_BYTES = [b"", b"", *([b"a", b"b", b"ab", b"ba", b"bb", b"aa", b"aba", b"ba
 STOPS = ["abbab", "bbbaaa", "acca"]
 
 
-@pytest.mark.parametrize("unroll", [False, True])
-def test_segments_end_where_the_text_holds_a_stop_string(unroll):
+def test_segments_end_where_the_text_holds_a_stop_string():
     """Stop strings straddle tokens and nodes; what is sampled up to them is what is sampled without them."""
     table = build_stop_table(STOPS, TOKEN_BYTES)
-    how = decode_settings(num_samples=24, eos_ids=(1,), unroll_layers=unroll)
+    how = decode_settings(num_samples=24, eos_ids=(1,))
     runs = [Trees(how, random_prompts(6, 3), stop_table=stop_table) for stop_table in (None, table)]
     straddling, ended = 0, 0
     paths = [[], []]
