@@ -28,14 +28,12 @@ def width_at_depth(depth: jax.Array, settings: SearchSettings) -> jax.Array:
 def num_children_wanted(tree: Tree, settings: SearchSettings) -> jax.Array:
     """Returns [F] int32: children to be made now for each cursor; 0 at idle cursors and once the search has ended.
 
-    Eager: all that its node lacks. Lazy: one, if those of earlier cursors at the same node leave room for it.
+    Eager: all that its node lacks. Lazy: one; no more cursors wait at a node than it has room for.
     """
     nodes = jnp.maximum(tree.cursors, ROOT)
     missing = width_at_depth(tree.depth[nodes], settings) - tree.num_children[nodes]
-    if settings.is_lazy:
-        same_node = tree.cursors[:, None] == tree.cursors[None, :]
-        missing = jnp.minimum(missing - jnp.tril(same_node, -1).sum(axis=1, dtype=jnp.int32), 1)
-    return jnp.where(tree.is_running & (tree.cursors >= ROOT), jnp.maximum(missing, 0), 0)
+    missing = jnp.clip(missing, 0, settings.children_per_expansion)
+    return jnp.where(tree.is_running & (tree.cursors >= ROOT), missing, 0)
 
 
 def _is_wanted(tree: Tree, settings: SearchSettings) -> jax.Array:

@@ -116,7 +116,7 @@ def same_search(tree, search: Search) -> None:
 
 
 # The rest of the switches is met by the recorded sample or by a combination that is not slow.
-SLOW = {"dynamic_uct", "quirks", "small_capacity", "lazy", "lazy_small_capacity", "eager_path_budgets"}
+SLOW = {"dynamic_uct", "quirks", "small_capacity", "lazy", "lazy_small_capacity", "lazy_budgets", "eager_path_budgets"}
 WITH_PRIORITY = {"eager_three_picks_children", "lazy_two_picks_path", "uct"}
 CASES = [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in SWITCHES]
 

@@ -50,7 +50,7 @@ def test_eight_devices_give_the_trees_of_one(mode, axis_type):
     chex.assert_trees_all_close(jax.device_get(trees), jax.device_get(wanted), rtol=1e-6)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", ["frontier", "uct", pytest.param("lazy", marks=pytest.mark.slow)])
 def test_a_search_is_traced_once(mode):
     settings = SearchSettings(**{**SMALL, **MODES[mode]})
     # A weakly typed field would come back strongly typed, and the second step would compile anew.

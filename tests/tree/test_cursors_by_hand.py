@@ -155,12 +155,16 @@ def test_two_cursors_share_a_node_while_it_has_room():
     assert (tree.parent[:5].tolist(), tree.cursors.tolist()) == ([-1, 0, 0, 1, 2], [4, 4])
     assert search.child_slots(tree, PAIR).tolist() == [[5], [6]]
     last = dataclasses.replace(PAIR, num_trajectories=2)
-    finished = step(dataclasses.replace(tree, credited=tree.credited[:2]), [C, C], last)
+    both = dataclasses.replace(tree, credited=tree.credited[:2])
+    finished = step(both, [C, C], last)
     # The search ends with leaf 5; leaf 6, made in the same step, gets neither credit nor visit.
     assert (finished.credited.tolist(), status(finished)) == ([3, 5], SearchStatus.FINISHED)
     assert (finished.cursors.tolist(), int(finished.num_nodes), int(finished.num_passes)) == ([-1, -1], 7, 5)
     assert finished.visit_count[:7].tolist() == [2, 2, 2, 1, 2, 1, 0]
     assert search.child_slots(finished, PAIR).tolist() == [[-1], [-1]]
+    # It ends with leaf 6: the first cursor has moved to 5 by then, and is taken back.
+    finished = step(both, [NONE, C], last)
+    assert (finished.credited.tolist(), finished.cursors.tolist()) == ([3, 6], [-1, -1])
     tree = step(tree, [NONE, W], PAIR)
     # 4 is full. The first descends to 5. The second met leaf 6: of the places left the other one at 5 is best, Q = 0.
     assert tree.cursors.tolist() == [5, 5]
@@ -193,7 +197,7 @@ def test_eager_cursors_expand_different_nodes():
     assert tree.visit_count[:7].tolist() == [1, 2, 1, 1, 1, 1, 1]
 
 
-@pytest.mark.parametrize("limit", ["node_budget", "capacity"])
+@pytest.mark.parametrize("limit", [pytest.param("node_budget", marks=pytest.mark.slow), "capacity"])
 def test_expansions_of_all_cursors_fit_the_budgets_together(limit):
     settings = dataclasses.replace(PAIR, **{limit: 4})
     tree = step(search.init_tree(settings), [NONE, NONE], settings)
