@@ -21,6 +21,7 @@ def test_the_recorded_models_pass(family, capsys):
     assert main([str(DATA / f"tiny_{family}")]) == 0
     out = capsys.readouterr().out
     assert "24 greedy tokens by whole rows" in out
+    assert "24 greedy tokens by tree decode" in out
     assert out.endswith("model parity: PASS\n")
 
 

@@ -52,7 +52,12 @@ def tree_attention(
 
 
 def chunk_attention(
-    query: jax.Array, keys: jax.Array, values: jax.Array, positions: jax.Array, key_positions: jax.Array
+    query: jax.Array,
+    keys: jax.Array,
+    values: jax.Array,
+    positions: jax.Array,
+    key_positions: jax.Array,
+    window: jax.Array | None = None,
 ) -> jax.Array:
     """Causal attention of a chunk of tokens over the cache that already holds them.
 
@@ -61,6 +66,7 @@ def chunk_attention(
       keys, values: [Hkv, T, Dh].
       positions: [C] int32 of the queries.
       key_positions: [T] int32 of the keys; a huge number where there is none.
+      window: [] int32 tokens that a query attends back to, its own included; None for all.
     Returns: [C, Hq, Dh].
     """
     length, heads, dim = query.shape
@@ -68,7 +74,9 @@ def chunk_attention(
     wide = jnp.promote_types(query.dtype, jnp.float32)
     grouped = (query * jnp.asarray(dim**-0.5, query.dtype)).reshape(length, kv_heads, -1, dim)
     scores = jnp.einsum("chgd,htd->hgct", grouped, keys, preferred_element_type=wide)
-    scores = jnp.where(key_positions[None, None, None] <= positions[None, None, :, None], scores, -jnp.inf)
+    behind = positions[:, None] - key_positions[None]
+    seen = behind >= 0 if window is None else (behind >= 0) & (behind < window)
+    scores = jnp.where(seen[None, None], scores, -jnp.inf)
     weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
     attended = jnp.einsum("hgct,htd->chgd", weights, values, preferred_element_type=wide)
     return attended.reshape(length, heads, dim).astype(query.dtype)

@@ -75,7 +75,7 @@ def decode_children(
     num_rows, num_samples, length = *request.child_pages.shape, settings.segment_length
     mask = prefix_tokens < num_before[:, None]
     first_logits, last_kv = forward(
-        config, params, request.last_token[:, None], num_before[:, None], *prefix, mask,
+        config, params, request.last_token[:, None], num_before[:, None], *prefix, mask, prefix_tokens,
         (empty(num_rows, 1, 1), empty(num_rows, 1, 1)), jnp.int32(0),
     )  # fmt: skip
     new_keys, new_values = (stack_layers(cache)[:, :, 0, :, 0] for cache in last_kv)
@@ -91,7 +91,9 @@ def decode_children(
 
     def body(loop: _Loop) -> _Loop:
         positions = jnp.broadcast_to(num_before[:, None] + loop.step, loop.tokens.shape)
-        scores, own = forward(config, params, loop.tokens, positions, *prefix, mask, loop.own, loop.step - 1)
+        scores, own = forward(
+            config, params, loop.tokens, positions, *prefix, mask, prefix_tokens, loop.own, loop.step - 1
+        )
         return _append(loop, draw(loop.step, scores, True), settings, stop_table)._replace(own=own)
 
     def goes_on(loop: _Loop) -> jax.Array:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from deepsearch_jax.decode.attention import tree_attention
-from deepsearch_jax.policy import ModelConfig, Params, bind, logits, scan_layers
+from deepsearch_jax.policy import ModelConfig, Params, bind, layer_window, logits, scan_layers
 
 # Per layer: a stacked array [L, ...] for scanned layers, a tuple of L arrays for unrolled ones.
 Layered = Any
@@ -20,19 +20,29 @@ def forward(
     prefix_keys: Layered,
     prefix_values: Layered,
     prefix_mask: jax.Array,
+    prefix_positions: jax.Array,
     own: tuple[Layered, Layered],
     index: jax.Array,
 ) -> tuple[jax.Array, tuple[Layered, Layered]]:
-    """Feeds one token per row [B, K] and writes its keys and values at `index` of the own caches; logits [B, K, V]."""
+    """Feeds one token per row [B, K] and writes its keys and values at `index` of the own caches; logits [B, K, V].
+
+    Args:
+      positions: [B, K] int32 of the tokens, the same for all K.
+      prefix_mask: [B, Tp] bool keys of the prefix that may be attended to, as far as a layer's window reaches.
+      prefix_positions: [B, Tp] int32 of the prefix's keys.
+    """
     decoder = bind(config, params)
 
     def step(layer, x, own, layer_index):
         def attend(query, key, value):
             written = tuple(write_token(cache, new, layer_index, index) for cache, new in zip(own, (key, value)))
             own_keys, own_values = (layer_of(cache, layer_index) for cache in written)
-            own_mask = jnp.arange(own_keys.shape[3]) <= index
+            age = index - jnp.arange(own_keys.shape[3])  # how far behind the new token each own one is
+            own_mask, mask, window = age >= 0, prefix_mask, layer_window(config, layer_index)
+            if window is not None:
+                own_mask, mask = own_mask & (age < window), mask & (positions[:, :1] - prefix_positions < window)
             keys, values = layer_of(prefix_keys, layer_index), layer_of(prefix_values, layer_index)
-            return tree_attention(query, keys, values, prefix_mask, own_keys, own_values, own_mask), written
+            return tree_attention(query, keys, values, mask, own_keys, own_values, own_mask), written
 
         return layer(x, positions, attend)
 

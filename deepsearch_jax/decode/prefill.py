@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from deepsearch_jax.decode.attention import chunk_attention
 from deepsearch_jax.decode.forward import Layered
 from deepsearch_jax.decode.pages import KVPages
-from deepsearch_jax.policy import ModelConfig, Params, bind, scan_layers
+from deepsearch_jax.policy import ModelConfig, Params, bind, layer_window, scan_layers
 
 
 def prefill(
@@ -87,7 +87,8 @@ def encode_rows(
                     _write_run(cache, new, layer_index, row, offset + start) for cache, new in zip(caches, (key, value))
                 )
                 keys, values = (_row_of(cache, layer_index, row) for cache in written)
-                return chunk_attention(query, keys, values, positions, key_positions[row]), written
+                window = layer_window(config, layer_index)
+                return chunk_attention(query, keys, values, positions, key_positions[row], window), written
 
             return layer(x, positions, attend)
 

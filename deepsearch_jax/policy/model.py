@@ -245,6 +245,13 @@ def segment_positions(segment_ids: jax.Array) -> jax.Array:
     return index - jax.lax.cummax(jnp.where(starts, index, 0), axis=1)
 
 
+def layer_window(config: ModelConfig, index: Any) -> jax.Array | None:
+    """[] int32 tokens that the layer attends back to, the token's own included; None where no layer has a window."""
+    if not config.layer_windows:
+        return None
+    return jnp.array([window or jnp.iinfo(jnp.int32).max for window in config.layer_windows], jnp.int32)[index]
+
+
 def hidden_states(
     config: ModelConfig,
     params: Params,
@@ -269,12 +276,11 @@ def hidden_states(
     causal = jnp.tril(jnp.ones((tokens.shape[1],) * 2, bool))
     mask = (segment_ids[:, None, :, None] == segment_ids[:, None, None, :]) & causal[None, None]
 
-    if config.layer_windows:
-        windows = jnp.array([window or jnp.iinfo(jnp.int32).max for window in config.layer_windows], jnp.int32)
-        behind = positions[:, None, :, None] - positions[:, None, None, :]
+    behind = positions[:, None, :, None] - positions[:, None, None, :]
 
     def step(layer: DecoderLayer, x: jax.Array, carry: None, index: Any) -> tuple[jax.Array, None]:
-        seen = mask & (behind < windows[index]) if config.layer_windows else mask
+        window = layer_window(config, index)
+        seen = mask if window is None else mask & (behind < window)
 
         def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, None]:
             return jax.nn.dot_product_attention(query, key, value, mask=seen), None
