@@ -16,7 +16,6 @@ from deepsearch_jax.policy import ModelConfig, Params
 
 def gather_prefix(pages: KVPages, request: DecodeRequest, is_unrolled: bool) -> tuple[Layered, Layered]:
     """The prompt's room followed by the path's pages, per layer [R, Hkv, P + D * S, Dh]; once per expansion."""
-
     length, dim = pages.keys.shape[3:]
 
     def joined(pool: jax.Array, prompt: jax.Array, layer: Any) -> jax.Array:
@@ -26,11 +25,11 @@ def gather_prefix(pages: KVPages, request: DecodeRequest, is_unrolled: bool) -> 
             prompt = prompt[layer, request.slots]
         if not request.path_pages.shape[1]:
             return prompt
-        # One gather each: indexing the layer first would copy all of its pages.
         if not pool.shape[1]:
             path = jnp.zeros_like(prompt, shape=(*prompt.shape[:-2], request.path_pages.shape[1] * length, dim))
             return jnp.concatenate([prompt, path], axis=-2)
-        # A missing page gives what another one holds, which nobody attends to before it is written anew.
+        # A missing page gives what another one holds, which nobody attends to before it is written anew. Layer and
+        # pages are indexed in one gather: the layer first would copy all of its pages.
         path = pool.at[layer, jnp.maximum(request.path_pages, 0)].get(mode="clip")  # [..., R, D, Hkv, S, Dh]
         path = path.swapaxes(-4, -3)
         return jnp.concatenate([prompt, path.reshape(*path.shape[:-3], -1, path.shape[-1])], axis=-2)
