@@ -1,6 +1,7 @@
 """Text to token ids and back: a character table for models trained from nothing, else a Hugging Face directory."""
 
 import contextlib
+import functools
 import json
 import logging
 import pathlib
@@ -43,6 +44,10 @@ class Tokenizer(Protocol):
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """Text of ids of any value; an id without text becomes U+FFFD. Drops EOS, padding and the like by default."""
+        ...
+
+    def token_bytes(self) -> list[bytes]:
+        """The UTF-8 bytes each id below vocab_size adds to a text; b"" for EOS, padding and the like."""
         ...
 
 
@@ -89,6 +94,9 @@ class CharTokenizer:
         table = ("", "") if skip_special else (self.pad, self.eos)
         characters = (*table, *self.alphabet)
         return "".join(characters[i] if 0 <= i < len(characters) else REPLACEMENT for i in map(int, ids))
+
+    def token_bytes(self) -> list[bytes]:
+        return [b"", b"", *(character.encode() for character in self.alphabet)]
 
 
 class HFTokenizer:
@@ -188,6 +196,42 @@ class HFTokenizer:
             if token is not None:
                 parts.append(REPLACEMENT)
         return "".join(parts)
+
+    def token_bytes(self) -> list[bytes]:
+        """Raises: ValueError for a tokenizer that is neither byte-level nor of SentencePiece's kind."""
+        decoder = json.dumps(json.loads(self._tokenizer.backend_tokenizer.to_str()).get("decoder"))
+        if '"ByteLevel"' in decoder:
+            to_bytes = _byte_level
+        elif '"ByteFallback"' in decoder or "\\u2581" in decoder:
+            to_bytes = _byte_fallback
+        else:
+            raise ValueError(
+                f"the tokenizer of {self.directory} writes its tokens in an unknown way ({decoder[:80]}); "
+                "stop strings need a byte-level or SentencePiece tokenizer: set rollout.stop_strings=()"
+            )
+        added = {i: b"" if t.special else t.content.encode() for i, t in self._tokenizer.added_tokens_decoder.items()}
+        names = self._tokenizer.convert_ids_to_tokens(list(range(self._vocab_size)))
+        return [added[i] if i in added else to_bytes(name or "") for i, name in enumerate(names)]
+
+
+@functools.cache
+def _byte_of_character() -> dict[str, int]:
+    """Byte-level BPE writes printable Latin-1 bytes as themselves, the other bytes as the characters from 256 on."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+def _byte_level(name: str) -> bytes:
+    table = _byte_of_character()
+    return b"".join(bytes([table[c]]) if c in table else c.encode() for c in name)
+
+
+def _byte_fallback(name: str) -> bytes:
+    """SentencePiece: U+2581 is a space, <0xAB> a single byte."""
+    if len(name) == 6 and name.startswith("<0x") and name.endswith(">"):
+        return bytes([int(name[3:5], 16)])
+    return name.replace("\u2581", " ").encode()
 
 
 def _check_files(directory: pathlib.Path) -> None:

@@ -171,3 +171,38 @@ def test_the_real_tokenizer_gives_the_recorded_ids(model_dir, shared_dir):
     assert tokenizer.encode_prompt(chat["messages"]) == chat["ids"]
     assert tokenizer.decode(golden["greedy_continuation_of_prompt_3"]) == golden["greedy_text"]
     assert tokenizer.decode([9707, golden["vocab_size"] - 1, 1879, 151645]) == "Hello\ufffd world"
+
+
+def test_the_bytes_of_tokens_join_to_the_text(byte_directory):
+    tokenizer = HFTokenizer(byte_directory)
+    token_bytes = tokenizer.token_bytes()
+    assert len(token_bytes) == tokenizer.vocab_size
+    text = "naïve ² 数\n\tx"
+    assert b"".join(token_bytes[i] for i in tokenizer.encode(text)) == text.encode()
+    assert token_bytes[256:] == [b"", b"", b""]  # the special tokens of the directory
+    assert CharTokenizer("0é").token_bytes() == [b"", b"", b"0", "é".encode()]
+
+
+def test_the_bytes_of_sentencepiece_tokens(tmp_path):
+    from tokenizers import AddedToken, Tokenizer, decoders, models
+
+    vocabulary = {"<eos>": 0, "\u2581the": 1, "cat": 2, "<0xC3>": 3, "<0xA9>": 4, "\u2581\u2581": 5}
+    raw = Tokenizer(models.BPE(vocab=vocabulary, merges=[], byte_fallback=True))
+    raw.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
+    raw.add_special_tokens([AddedToken("<eos>", special=True)])
+    raw.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<eos>"})
+    )
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": 0}')
+    assert HFTokenizer(tmp_path).token_bytes() == [b"", b" the", b"cat", b"\xc3", b"\xa9", b"  "]
+
+
+def test_tokenizers_of_unknown_kind_have_no_bytes(tmp_path):
+    from tokenizers import Tokenizer, models
+
+    Tokenizer(models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]")).save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": 0}')
+    with pytest.raises(ValueError, match=r"stop strings need a byte-level or SentencePiece tokenizer"):
+        HFTokenizer(tmp_path).token_bytes()
