@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from deepsearch_jax.policy import ModelConfig, token_log_probs, unstack_layers
+from deepsearch_jax.policy import ModelConfig, quantize_int8, token_log_probs, unstack_layers
 from deepsearch_jax.runtime.groups import drop_unteachable, node_advantages, pack
 from deepsearch_jax.runtime.rollouts import Group, chunks
 from deepsearch_jax.runtime.settings import RunSettings
@@ -55,11 +56,8 @@ class Learner:
         return init_train_state(state.params, self.settings.optimizer, self._mesh)
 
     def sampling_params(self, state: TrainState) -> Any:
-        """The parameters as the decode engine likes them: compute dtype, layers apart where that is faster."""
-        unroll = self.settings.rollout.unrolls(jax.default_backend())
-        if not unroll and self._model.param_dtype == self._model.compute_dtype:
-            return state.params
-        return _sampling_params(state.params, model=self._model, unroll=unroll)
+        """The parameters as the decode engine likes them; see `sampling_params`."""
+        return sampling_params(state.params, self.settings, self._model)
 
     def supervised(self, state: TrainState, batch: TokenBatch, learning_rate: float) -> tuple[TrainState, jax.Array]:
         """One step of the warm start; returns its loss."""
@@ -139,9 +137,18 @@ def _log_probs(
     return token_log_probs(model, params, tokens, segment_ids, chunk_size=chunk_size)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "unroll"))
-def _sampling_params(params: Any, *, model: ModelConfig, unroll: bool) -> Any:
-    params = jax.tree.map(lambda leaf: leaf.astype(model.compute_dtype), params)
+def sampling_params(params: Any, settings: RunSettings, model: ModelConfig) -> Any:
+    """Parameters for decoding: compute dtype, layers apart where that is faster, 8 bits where asked for."""
+    unroll, int8 = settings.rollout.unrolls(jax.default_backend()), settings.rollout.int8
+    if not unroll and not int8 and model.param_dtype == model.compute_dtype:
+        return params
+    return _sampling_params(params, model=model, unroll=unroll, int8=int8)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "unroll", "int8"))
+def _sampling_params(params: Any, *, model: ModelConfig, unroll: bool, int8: bool) -> Any:
+    params = quantize_int8(model, params) if int8 else params
+    params = jax.tree.map(lambda leaf: leaf if leaf.dtype == jnp.int8 else leaf.astype(model.compute_dtype), params)
     return unstack_layers(model, params, copy_head=True) if unroll else params
 
 

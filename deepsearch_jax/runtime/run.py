@@ -9,6 +9,7 @@ import jax
 from jax.sharding import AxisType, Mesh
 
 from deepsearch_jax.policy import ModelConfig, init_params, load_pretrained, save_pretrained
+from deepsearch_jax.runtime.compile_cache import enable_compile_cache
 from deepsearch_jax.runtime.interrupt import Interrupted, StopRequest
 from deepsearch_jax.runtime.metrics import read_rows
 from deepsearch_jax.runtime.progress import Reporter
@@ -46,6 +47,7 @@ def run(settings: RunSettings, config: dict[str, Any], workdir: str | os.PathLik
     stop.install()
     try:
         place.check_config(config)
+        enable_compile_cache(settings.compile_cache)
         task = build_task(settings.task, settings.model.path, settings.seed)
         model, params = build_policy(settings.model, task, settings.search, settings.seed)
         mesh = build_mesh(settings.num_devices)

@@ -8,7 +8,7 @@ from deepsearch_jax.objective import AdvantageSettings, LossSettings
 from deepsearch_jax.runtime.checkpoints import CheckpointSettings
 from deepsearch_jax.runtime.evaluate import EvaluationSettings
 from deepsearch_jax.runtime.groups import PackSettings
-from deepsearch_jax.runtime.rollouts import RolloutSettings
+from deepsearch_jax.runtime.rollout_settings import RolloutSettings
 from deepsearch_jax.runtime.tasks import TaskSettings
 from deepsearch_jax.training import UpdateSettings
 from deepsearch_jax.tree import SearchSettings
@@ -134,6 +134,8 @@ class RunSettings:
       old_log_probs: "recompute" by the training forward, or from the "sampler".
       num_devices: devices used; 0 takes all.
       max_skipped_updates: non-finite updates in a row after which the run stops and saves the batch.
+      compile_cache: where compiled programs are kept for the next start: "auto" (below the user's cache directory, or
+        where JAX_COMPILATION_CACHE_DIR says), "off", or a directory.
     """
 
     seed: int = 0
@@ -157,6 +159,7 @@ class RunSettings:
     old_log_probs: str = "recompute"
     num_devices: int = 0
     max_skipped_updates: int = 5
+    compile_cache: str = "auto"
 
     def __post_init__(self) -> None:
         _check_choice("method", self.method, METHODS)

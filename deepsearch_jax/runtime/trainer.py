@@ -28,6 +28,7 @@ from deepsearch_jax.runtime.progress import RemainingTime, Reporter, peak_memory
 from deepsearch_jax.runtime.rollout_step import StepRollouts, sample_step
 from deepsearch_jax.runtime.rollouts import Group, Purpose, Sampler
 from deepsearch_jax.runtime.settings import RunSettings
+from deepsearch_jax.runtime.slots import SlotStatistics
 from deepsearch_jax.runtime.state import Position, RunArrays
 from deepsearch_jax.runtime.tasks import Task
 from deepsearch_jax.types import Outcome
@@ -365,6 +366,20 @@ def _rollout_metrics(rollouts: StepRollouts) -> dict[str, Any]:
         "tree_depth": statistics.depth / trees,
         "tree_exhausted": statistics.exhausted,
         "tree_out_of_budget": statistics.out_of_budget,
+        **_slot_metrics(statistics.slots),
+    }
+
+
+def _slot_metrics(slots: SlotStatistics) -> dict[str, Any]:
+    """How well the searches used the device; None where there was no search."""
+    tokens = slots.generated_tokens
+    return {
+        "encoded_per_generated": (slots.fed_tokens + slots.recomputed_tokens) / tokens if tokens else None,
+        "recomputed_tokens": slots.recomputed_tokens,
+        "page_evictions": slots.evictions,
+        "peak_pages": slots.peak_pages,
+        "busy_slot_share": slots.busy_slots / slots.slot_steps if slots.slot_steps else None,
+        "sampling_entropy": slots.entropy / tokens if tokens and slots.entropy else None,
     }
 
 

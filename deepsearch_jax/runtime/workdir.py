@@ -20,6 +20,7 @@ FREE_KEYS = (
     "task.math.verify.num_workers",
     "optimizer.learning_rate",
     "optimizer.max_grad_norm",
+    "compile_cache",
 )
 
 

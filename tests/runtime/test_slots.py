@@ -1,0 +1,190 @@
+"""Continuous trees: the trees of a search depend on the problems alone, not on how they go through the slots."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from deepsearch_jax.runtime import build_mesh, build_policy, slots
+from deepsearch_jax.runtime.memory import decode_bytes, page_bytes, pool_pages, training_bytes
+from deepsearch_jax.runtime.rollout_settings import RolloutSettings
+from deepsearch_jax.runtime.rollouts import Sampler
+from deepsearch_jax.tree import SearchSettings
+from tests.runtime.conftest import tiny_settings
+from tests.runtime.parity import ParityTask
+
+EAGER = SearchSettings(segment_length=3, max_depth=5, expansion_width=2, num_trajectories=4, capacity=31)
+LAZY = dataclasses.replace(EAGER, expansion="lazy", picks_per_step=2, frontier_entropy="path")
+NUM_PROBLEMS = 11
+
+
+@pytest.fixture(scope="module")
+def policy():
+    return build_policy(tiny_settings().model, ParityTask(), EAGER, seed=3)
+
+
+def search(policy, settings, *, num_devices=1, reverse=False, task=None, **rollout):
+    """Trees of the first problems by problem id, and the statistics."""
+    rollout = RolloutSettings(**({"num_slots": 4, "prompt_multiple": 8, "path_multiple": 5} | rollout))
+    task = task or ParityTask()
+    sampler = Sampler(
+        task, policy[0], settings, rollout, run_key=jax.random.key(5), mesh=build_mesh(num_devices),
+        check_stop=lambda: None, advance=lambda done, detail: None,
+    )  # fmt: skip
+    problems = list(task.train_problems)[:NUM_PROBLEMS]
+    groups, statistics = sampler.search(policy[1], problems[::-1] if reverse else problems, (0, 1))
+    assert [group.problem for group in groups] == (problems[::-1] if reverse else problems)
+    trees = {
+        group.problem.id: [(r.tokens.tolist(), r.outcome, r.node_values.tolist()) for r in group.responses]
+        for group in groups
+    }
+    return trees, statistics
+
+
+@pytest.fixture(scope="module", params=[EAGER, LAZY], ids=["eager", "lazy"])
+def searched(policy, request):
+    return request.param, *search(policy, request.param)
+
+
+# Each way compiles anew, so only some of them are part of every run.
+_WAYS = [
+    ({"reverse": True, "num_slots": 3}, ()),
+    ({"half_batches": "yes", "num_slots": 16}, ()),  # more slots than problems
+    ({"num_devices": 2, "half_batches": "yes"}, (pytest.mark.slow,)),
+    ({"num_devices": 2, "half_batches": "yes", "path_multiple": 1}, (pytest.mark.slow,)),
+    ({"num_slots": 16}, (pytest.mark.slow,)),
+    ({"num_slots": 1}, (pytest.mark.slow,)),
+    ({"half_batches": "yes"}, (pytest.mark.slow,)),
+    ({"path_multiple": 1}, (pytest.mark.slow,)),
+    ({"num_devices": 4}, (pytest.mark.slow,)),
+]
+
+
+@pytest.mark.parametrize("how", [pytest.param(how, marks=marks, id=str(how)) for how, marks in _WAYS])
+def test_trees_do_not_depend_on_how_they_go_through_the_slots(policy, searched, how):
+    settings, trees, statistics = searched
+    again, other = search(policy, settings, **how)
+    assert again == trees
+    assert dataclasses.replace(other, slots=None) == dataclasses.replace(statistics, slots=None)
+    assert (other.slots.fed_tokens, other.slots.prompt_tokens) == (
+        statistics.slots.fed_tokens, statistics.slots.prompt_tokens,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def need(policy, searched):
+    """Use of the slots where pages are counted: with a pool that is one page short of one for every node."""
+    settings, one_page = searched[0], page_bytes(policy[0], searched[0].segment_length)
+    return search(policy, settings, page_pool_gib=(4 * settings.capacity - 0.5) * one_page / 2**30)[1].slots
+
+
+@pytest.mark.parametrize(
+    "share", [pytest.param(1.0, marks=pytest.mark.slow), pytest.param(0.5, marks=pytest.mark.slow), 0.1,
+              pytest.param(0.0, marks=pytest.mark.slow)],
+)  # fmt: skip
+def test_trees_do_not_depend_on_the_page_pool(policy, searched, need, share):
+    settings, trees, statistics = searched
+    one_page = page_bytes(policy[0], settings.segment_length)
+    assert need.recomputed_tokens == need.evictions == 0
+    assert need.peak_pages < 4 * settings.capacity  # nodes that nobody expands hold none
+    gib = (int(share * need.peak_pages) + 0.5) * one_page / 2**30
+    again, other = search(policy, settings, page_pool_gib=gib)
+    assert again == trees
+    assert dataclasses.replace(other, slots=None) == dataclasses.replace(statistics, slots=None)
+    assert other.slots.peak_pages <= share * need.peak_pages
+    assert (other.slots.recomputed_tokens > 0) == (share < 1)
+
+
+def test_a_finished_tree_makes_room_at_once(policy):
+    # Trees of one segment each end after the first expansion: every iteration must serve four new problems.
+    short = dataclasses.replace(EAGER, max_depth=1, num_trajectories=1)
+    _, statistics = search(policy, short)
+    assert statistics.expansions == NUM_PROBLEMS
+    assert statistics.slots.iterations == 4  # three with problems and one in which the last trees leave
+    assert statistics.slots.busy_slots == NUM_PROBLEMS
+
+
+def test_slots_stay_full_while_problems_wait(policy):
+    used = search(policy, EAGER)[1].slots
+    lockstep = sum(search_part(policy, EAGER, start, start + 4).slots.iterations for start in range(0, NUM_PROBLEMS, 4))
+    assert used.iterations < lockstep
+    assert used.busy_slots / used.slot_steps > 0.6
+
+
+def search_part(policy, settings, start, end):
+    task = ParityTask()
+    task.train_problems = task.train_problems[start : min(end, NUM_PROBLEMS)]
+    return search(policy, settings, task=task)[1]
+
+
+def test_no_token_is_encoded_twice(policy, searched):
+    _, _, statistics = searched
+    used = statistics.slots
+    assert used.recomputed_tokens == 0
+    assert 0 < used.fed_tokens <= used.generated_tokens
+    assert used.generated_tokens == statistics.tokens
+    # Two tokens of a prompt and each root expansion feeds the last one.
+    assert used.prompt_tokens >= 2 * NUM_PROBLEMS
+
+
+def test_the_verdicts_of_one_half_are_found_while_the_other_decodes(policy, monkeypatch):
+    log = []
+    dispatch, verdicts = slots.Slots._dispatch, slots.Slots._verdicts
+
+    def logged_dispatch(self, params, batch, outcomes):
+        log.append(("dispatch", id(batch)))
+        return dispatch(self, params, batch, outcomes)
+
+    def logged_verdicts(self, view):
+        log.append(("verify", None))
+        return verdicts(self, view)
+
+    monkeypatch.setattr(slots.Slots, "_dispatch", logged_dispatch)
+    monkeypatch.setattr(slots.Slots, "_verdicts", logged_verdicts)
+    search(policy, EAGER, half_batches="yes")
+    first, second = log[0][1], log[1][1]
+    assert first != second  # both halves are under way before anything is verified
+    kinds = [kind for kind, _ in log]
+    assert kinds[:4] == ["dispatch", "dispatch", "verify", "dispatch"]
+    assert log[3][1] == first
+
+
+def test_pages_by_hand(policy):
+    model = policy[0]
+    per_token = 2 * model.num_layers * model.num_kv_heads * model.head_dim * 4
+    assert page_bytes(model, 3) == 3 * per_token
+    assert pool_pages(model, EAGER, 4, pool_gib=10 * page_bytes(model, 3) / 2**30) == 10
+    assert pool_pages(model, EAGER, 4, num_batches=2, pool_gib=10 * page_bytes(model, 3) / 2**30) == 5
+    assert pool_pages(model, EAGER, 4) == 4 * EAGER.capacity  # the small model fits whole
+    size = sum(leaf.size for leaf in jax.tree.leaves(policy[1]))
+    assert training_bytes(model) == size * 4 * 5  # weights, gradients, two moments, a copy for decoding
+    parts = decode_bytes(
+        model, num_slots=4, num_rows=8, num_samples=2, segment_length=3, prompt_length=8, path_bucket=5, num_pages=10
+    )
+    assert parts == {
+        "weights": 4 * size, "pool": 30 * per_token, "prompts": 32 * per_token,
+        "gathered_paths": 8 * 23 * per_token, "own_tokens": 48 * per_token, "logits": 2 * 16 * model.vocab_size * 4,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"half_batches": "maybe"}, "half_batches='maybe' must be"),
+        ({"page_pool_gib": -1.0}, "page_pool_gib=-1.0 must be 0"),
+    ],
+)
+def test_settings_without_sense_are_refused(settings, words):
+    with pytest.raises(ValueError, match=words):
+        RolloutSettings(**settings)
+
+
+def test_halves_need_slots_to_share(policy):
+    with pytest.raises(ValueError, match="the next such size is 4"):
+        search(policy, EAGER, num_slots=3, half_batches="yes")
+    assert RolloutSettings(num_slots=3).num_batches("gpu", 1) == 1
+    assert RolloutSettings(num_slots=4).num_batches("gpu", 1) == 2
+    assert RolloutSettings(num_slots=4).num_batches("gpu", 4) == 1
+    assert RolloutSettings(num_slots=4).num_batches("cpu", 1) == 1
+    assert np.array_equal(RolloutSettings(num_slots=4, half_batches="no").num_batches("gpu", 1), 1)
