@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from deepsearch_jax.config import to_config
 from deepsearch_jax.runtime import RunSettings
+from experiments.presets import set_paper
 
 
 def get_config() -> ConfigDict:
@@ -29,41 +30,17 @@ def get_config() -> ConfigDict:
     config.task.math.prompt.max_prompt_length = 2048
     config.task.math.verify.mode = "boxed"  # the authors' string comparison
 
-    # Tree: 64 segments of 256 tokens are 16384 tokens a response.
+    # 64 segments of 256 tokens are 16384 tokens a response; width, trajectories and the rest: the preset.
     config.search.max_depth = 64
     config.search.segment_length = 256
-    config.search.expansion_width = 8
-    config.search.num_trajectories = 8
-    config.search.capacity = 4097  # eight descents to the deepest level, eight children a node
-    config.search.exploration = 2.0
-    config.search.min_depth_weight = 0.1
-    config.search.incomplete_score = -1.0
-    config.search.frontier_value_weight = 0.4
-    config.search.frontier_entropy_weight = 0.0
-    config.search.frontier_depth_weight = 0.01
-    config.search.depth_bonus = "sqrt"
     config.rollout.num_slots = 8
-    config.rollout.temperature = 1.0
-    config.rollout.top_p = 1.0
-    config.rollout.top_k = 0
+    set_paper(config)
 
-    # Advantages: mean only, soft clip 1 and 1, overlong buffer of 4096 tokens.
-    config.advantage.level = "node"
-    config.advantage.normalisation = "mean"
-    config.advantage.baseline = "final_values"
-    config.advantage.soft_clip_max = 1.0
-    config.advantage.soft_clip_temperature = 1.0
+    # Overlong buffer of 4096 tokens.
     config.advantage.overlong_max_length = 16384
     config.advantage.overlong_buffer = 4096
     config.advantage.overlong_factor = 1.0
-    config.advantage.drop_uniform = False
 
-    config.loss.clip_low = 0.2
-    config.loss.clip_high = 0.28
-    config.loss.dual_clip = 10.0
-    config.loss.aggregation = "token_mean"
-    config.loss.entropy_coefficient = 0.0
-    config.old_log_probs = "recompute"
     config.optimizer.learning_rate = 1e-6
     config.optimizer.warmup_steps = 10
     config.optimizer.weight_decay = 0.1
@@ -75,12 +52,7 @@ def get_config() -> ConfigDict:
     config.rounds.steps_per_round = 100
     config.rounds.problems_per_step = 256
     config.rounds.problems_per_update = 32
-    config.rounds.group_size = 8
     config.rounds.filter_first_round = False
-    config.rounds.refilter = "previous"
-    config.filter.num_samples = 4
-    config.filter.threshold = 0.25
-    config.filter.min_direct = 0  # a full cache leaves no direct rollout
     config.cache.capacity = 2048
     config.cache.paths_per_problem = 8
     config.cache.page_length = 256

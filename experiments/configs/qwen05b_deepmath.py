@@ -1,10 +1,11 @@
-"""Qwen2.5 0.5B on the hard part of DeepMath. Variants as in qwen05b_gsm8k: `gpu` (default), `cpu`, `grpo`, `dapo`."""
+"""Qwen2.5 0.5B on the hard part of DeepMath. Variants as in qwen05b_gsm8k."""
 
 import os
 
 from ml_collections import ConfigDict
 
 from experiments.configs import qwen05b_gsm8k
+from experiments.presets import set_paper
 
 
 def get_config(variant: str = "gpu") -> ConfigDict:
@@ -16,7 +17,9 @@ def get_config(variant: str = "gpu") -> ConfigDict:
     config.task.math.train.exclude_file = f"{data}/exclude_ids.json"
     config.task.math.evaluation.paths = (f"{data}/eval/math500.jsonl.gz",)
     config.task.math.prompt.max_prompt_length = 512
-    if variant != "cpu":
+    if not variant.startswith("cpu"):
         config.search.max_depth = 12  # 768 tokens a response
         config.search.capacity = 193
+    if variant == "paper":
+        set_paper(config)  # once more: the deeper trees need room
     return config

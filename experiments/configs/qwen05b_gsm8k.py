@@ -1,8 +1,8 @@
 """Qwen2.5 0.5B on GSM8K: real weights, real problems. Needs --config.model.path=DIR (or DEEPSEARCH_MODEL_DIR).
 
 The problem files are found under DEEPSEARCH_DATA (default ../shared/data); any file with question and answer columns
-does, see the README. Variants: `gpu` (default) and `cpu`, sized for two cores; `grpo` and `dapo` are the baselines of
-the default on the same budget of trajectories.
+does, see the README. Variants: `gpu` (default) and `cpu`, sized for two cores; `paper` and `cpu_paper`, the same with
+the authors' settings; `grpo` and `dapo` are the baselines of the default on the same budget of trajectories.
 """
 
 import os
@@ -11,8 +11,9 @@ from ml_collections import ConfigDict
 
 from deepsearch_jax.config import to_config
 from deepsearch_jax.runtime import RunSettings
+from experiments.presets import set_paper
 
-VARIANTS = ("gpu", "cpu", "grpo", "dapo")
+VARIANTS = ("gpu", "cpu", "paper", "cpu_paper", "grpo", "dapo")
 
 
 def get_config(variant: str = "gpu") -> ConfigDict:
@@ -61,7 +62,7 @@ def get_config(variant: str = "gpu") -> ConfigDict:
         config.rounds.filter_problems = False
     if variant == "dapo":
         config.rounds.dynamic_sampling_batches = 4
-    if variant == "cpu":
+    if variant in ("cpu", "cpu_paper"):
         config.search.segment_length = 64
         config.search.max_depth = 4  # 256 tokens a response
         config.search.expansion_width = 2
@@ -85,4 +86,6 @@ def get_config(variant: str = "gpu") -> ConfigDict:
         config.evaluation.num_samples = 1
         config.checkpoint.every_steps = 2
         config.checkpoint.keep = 1
+    if variant in ("paper", "cpu_paper"):
+        set_paper(config)
     return config

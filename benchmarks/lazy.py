@@ -1,0 +1,100 @@
+"""What a token of search buys: correct credited trajectories per 1,000 generated tokens on a frozen policy.
+
+`python -m benchmarks.lazy [--model DIR]` searches the same problems with the authors' settings (`paper`), with eager
+and lazy expansion under scores of the own segment and of the whole path, with the project's default, and samples
+directly without a tree. Nothing is trained. Counted is all that was sampled, also what no credited trajectory uses,
+and every correct trajectory that a tree credits (or a group holds). Problems and seeds are the same for all. The last
+line is one JSON object: `value` is the project's default per 1,000 tokens, `ratio` that over `paper`; `cases` has both
+figures of each way, per token and per CPU second, medians over the seeds with their range.
+"""
+
+import argparse
+import dataclasses
+import pathlib
+from typing import Any
+
+from benchmarks.common import closing, finish, median, real_policy, settings_of, timed, tiny_policy
+from deepsearch_jax.runtime.rollouts import Purpose
+from deepsearch_jax.tree import SearchSettings
+
+
+def ways(default: SearchSettings, paper: SearchSettings) -> dict[str, SearchSettings | None]:
+    """The searches to compare; None samples directly."""
+    eager = dataclasses.replace(
+        default, expansion="eager", picks_per_step=1, frontier_entropy="own", frontier_entropy_weight=-3.0,
+        frontier_depth_weight=0.01, num_trajectories=paper.num_trajectories,
+    )  # fmt: skip
+    path = {"frontier_entropy": "path", "frontier_entropy_weight": -10.0}
+    lazy = {"expansion": "lazy", "picks_per_step": 2}
+    return {
+        "default": default,
+        "paper": paper,
+        "direct": None,
+        "eager own": eager,
+        "eager path": dataclasses.replace(eager, **path),
+        "lazy own": dataclasses.replace(eager, **lazy),
+        "lazy path": dataclasses.replace(eager, **lazy, **path),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="", help="Hugging Face directory; default: the quick start's tiny policy")
+    parser.add_argument("--problems", type=int, default=0, help="default: 128 of the tiny task, 16 of a real model's")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--ways", nargs="+", help="some of them only")
+    parser.add_argument("--keep", type=pathlib.Path, help="directory that keeps the tiny policy between runs")
+    options = parser.parse_args()
+    config = "qwen05b_gsm8k" if options.model else "quickstart"
+    made = real_policy(options.model) if options.model else tiny_policy(options.keep)
+    paper = settings_of(config, "cpu_paper" if options.model else "paper", model__path=options.model).search
+    with closing(made) as policy:
+        problems = list(policy.task.train_problems)[: options.problems or (16 if options.model else 128)]
+        group_size = policy.settings.rounds.group_size
+        cases = []
+        for name, search in ways(policy.settings.search, paper).items():
+            if options.ways and name not in options.ways:
+                continue
+            sampler = policy.sampler(search=search or policy.settings.search)
+            sampler_name: dict[str, Any] = {}
+            per_token, per_second, solved, tokens = [], [], [], []
+
+            def one(seed: int, sampler=sampler, search=search) -> tuple[int, int, float]:
+                before = sampler.generated_tokens
+                if search is None:
+                    groups = sampler.direct(policy.params, problems, group_size, Purpose.DIRECT, (seed, 0))
+                else:
+                    groups, _ = sampler.search(policy.params, problems, (seed, 0))
+                correct = sum(group.num_correct for group in groups)
+                share = sum(group.num_correct > 0 for group in groups) / len(groups)
+                return correct, sampler.generated_tokens - before, share
+
+            one(0)  # compiles; the seeds below run compiled
+            for seed in range(options.seeds):
+                (correct, num_tokens, share), wall, cpu = timed(lambda seed=seed, one=one: one(seed))
+                per_token.append(1000 * correct / num_tokens)
+                per_second.append(correct / cpu)
+                solved.append(share)
+                tokens.append(num_tokens)
+                print(f"{name} seed {seed}: {correct} correct, {num_tokens} tokens, {wall:.1f} s, {cpu:.1f} CPU s,"
+                      f" solved {share:.2f}", flush=True)  # fmt: skip
+            sampler_name |= {
+                "case": name, "value": median(per_token), "range": [min(per_token), max(per_token)],
+                "per_cpu_second": median(per_second), "solved_share": median(solved), "tokens": median(tokens),
+            }  # fmt: skip
+            cases.append(sampler_name)
+        by_name = {case["case"]: case for case in cases}
+        ours = by_name["default"]
+        ratios = {
+            name: {"per_token": ours["value"] / max(case["value"], 1e-12),
+                   "per_cpu_second": ours["per_cpu_second"] / max(case["per_cpu_second"], 1e-12)}
+            for name, case in by_name.items()
+        }  # fmt: skip
+        finish(
+            "lazy", ours["value"], "correct trajectories per 1000 tokens", ratios.get("paper", {}).get("per_token"),
+            ratios=ratios, problems=len(problems), seeds=options.seeds, cases=cases,
+        )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

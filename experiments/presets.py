@@ -1,0 +1,61 @@
+"""Named sets of settings that several configs share."""
+
+from ml_collections import ConfigDict
+
+
+def set_paper(config: ConfigDict) -> None:
+    """Sets all that makes the method to what the authors' scripts have (arXiv 2509.25454, recorded behaviour).
+
+    Sizes that depend on the task and the machine (segment length, depth, slots, problems of a step) stay as they are,
+    but for the room for nodes: the authors have no limit, so it holds all that num_trajectories descents can make.
+    """
+    search = config.search
+    search.expansion = "eager"
+    search.picks_per_step = 1
+    search.expansion_width = 8
+    search.num_trajectories = 8
+    search.capacity = search.num_trajectories * search.max_depth * search.expansion_width + 1
+    search.node_budget = 0
+    search.token_budget = 0
+    search.exploration = 2.0
+    search.min_depth_weight = 0.1
+    search.incomplete_score = -1.0
+    search.root_counts_in_depth_weight = True
+    search.backup_rule = "constrained"
+    search.negative_choice = "most_confident"
+    search.backtrace = "frontier"
+    search.force_to_frontier = True
+    search.frontier_value_weight = 0.4
+    search.frontier_entropy = "own"
+    search.frontier_entropy_weight = 0.0
+    search.frontier_depth_weight = 0.01
+    search.frontier_own_value_weight = 0.0
+    search.depth_bonus = "sqrt"
+    search.min_width = 0
+    config.rollout.temperature = 1.0
+    config.rollout.top_p = 1.0
+    config.rollout.top_k = 0
+    config.rollout.min_p = 0.0
+
+    # Advantages: mean only, soft clip 1 and 1.
+    config.advantage.level = "node"
+    config.advantage.normalisation = "mean"
+    config.advantage.baseline = "final_values"
+    config.advantage.soft_clip_max = 1.0
+    config.advantage.soft_clip_temperature = 1.0
+    config.advantage.drop_uniform = False
+    config.loss.clip_low = 0.2
+    config.loss.clip_high = 0.28
+    config.loss.dual_clip = 10.0
+    config.loss.aggregation = "token_mean"
+    config.loss.entropy_coefficient = 0.0
+    config.old_log_probs = "recompute"
+
+    # Rounds: hard problems alone, from the subset of the round before.
+    config.rounds.filter_problems = True
+    config.rounds.group_size = 8
+    config.rounds.refilter = "previous"
+    config.filter.num_samples = 4
+    config.filter.threshold = 0.25
+    config.filter.easy_share = 0.0
+    config.filter.min_direct = 0  # a full cache leaves no direct rollout
