@@ -21,7 +21,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from deepsearch_jax.policy.config import ModelConfig
-from deepsearch_jax.policy.int8 import matmul
+from deepsearch_jax.policy.int8 import Int8, matmul
+from deepsearch_jax.policy.layout import Transposed
 from deepsearch_jax.policy.rope import apply_rope
 
 Params = dict[str, Any]
@@ -293,5 +294,9 @@ def hidden_states(
 
 def logits(params: Params, hidden: jax.Array) -> jax.Array:
     """[..., E] hidden states after the final norm -> [..., V] next-token logits, accumulated in float32 at least."""
-    kernel = params["head"]["kernel"] if "head" in params else params["embed"]["embedding"].T
+    if "head" in params:
+        kernel = params["head"]["kernel"]
+    else:
+        embedding = params["embed"]["embedding"]
+        kernel = embedding.T if isinstance(embedding, Int8) else Transposed(embedding)
     return matmul(hidden, kernel, jnp.promote_types(hidden.dtype, jnp.float32))

@@ -1,0 +1,38 @@
+"""Kernels stored [out, in] give the products of kernels stored [in, out], however many rows there are."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from deepsearch_jax import policy
+from deepsearch_jax.policy.layout import LONG_ROW, MANY_ROWS
+
+
+@pytest.mark.parametrize("size_in", [24, LONG_ROW])
+@pytest.mark.parametrize("shape", [(), (1, 1), (2, 3), (MANY_ROWS,)])
+def test_product_equals_numpys(shape, size_in):
+    generator = np.random.default_rng(0)
+    x, kernel = generator.normal(size=(*shape, size_in)), generator.normal(size=(size_in, 5))
+    got = jax.jit(policy.Transposed.matmul)(policy.Transposed(jnp.float32(kernel.T)), jnp.float32(x))
+    assert got.shape == (*shape, 5)
+    np.testing.assert_allclose(got, x @ kernel, atol=2e-5 * size_in**0.5)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_model_is_the_same_with_transposed_kernels(tied):
+    config = policy.ModelConfig.tiny(vocab_size=11, tie_word_embeddings=tied)
+    params = policy.init_params(config, jax.random.key(0))
+    laid_out = policy.transpose_kernels(policy.unstack_layers(config, params))
+    tokens = jnp.array([[1, 2, 3, 4, 5]])
+    expected, got = (
+        policy.logits(p, policy.hidden_states(config, p, tokens, jnp.ones_like(tokens))) for p in (params, laid_out)
+    )
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+    assert isinstance(laid_out["layers"][0]["mlp"]["down"]["kernel"], policy.Transposed)
+
+
+def test_stacked_layers_are_refused():
+    config = policy.ModelConfig.tiny(vocab_size=11)
+    with pytest.raises(ValueError, match="stacked"):
+        policy.transpose_kernels(policy.init_params(config, jax.random.key(0)))
