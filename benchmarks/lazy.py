@@ -3,9 +3,10 @@
 `python -m benchmarks.lazy [--model DIR]` searches the same problems with the authors' settings (`paper`), with eager
 and lazy expansion under scores of the own segment and of the whole path, with the project's default, and samples
 directly without a tree. Nothing is trained. Counted is all that was sampled, also what no credited trajectory uses,
-and every correct trajectory that a tree credits (or a group holds). Problems and seeds are the same for all. The last
-line is one JSON object: `value` is the project's default per 1,000 tokens, `ratio` that over `paper`; `cases` has both
-figures of each way, per token and per CPU second, medians over the seeds with their range.
+and every correct trajectory that a tree credits (or a group holds); `distinct` counts equal ones of a problem once.
+Problems and seeds are the same for all. The last line is one JSON object: `value` is the project's default per 1,000
+tokens, `ratio` that over `paper`; `cases` has the figures of each way, per token and per CPU second, medians over the
+seeds with their range.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from typing import Any
 from benchmarks.common import closing, finish, median, real_policy, settings_of, timed, tiny_policy
 from deepsearch_jax.runtime.rollouts import Purpose
 from deepsearch_jax.tree import SearchSettings
+from deepsearch_jax.types import Outcome
 
 
 def ways(default: SearchSettings, paper: SearchSettings) -> dict[str, SearchSettings | None]:
@@ -57,9 +59,9 @@ def main() -> None:
                 continue
             sampler = policy.sampler(search=search or policy.settings.search)
             sampler_name: dict[str, Any] = {}
-            per_token, per_second, solved, tokens = [], [], [], []
+            per_token, per_second, solved, tokens, distinct = [], [], [], [], []
 
-            def one(seed: int, sampler=sampler, search=search) -> tuple[int, int, float]:
+            def one(seed: int, sampler=sampler, search=search) -> tuple[int, int, int, float]:
                 before = sampler.generated_tokens
                 if search is None:
                     groups = sampler.direct(policy.params, problems, group_size, Purpose.DIRECT, (seed, 0))
@@ -67,26 +69,33 @@ def main() -> None:
                     groups, _ = sampler.search(policy.params, problems, (seed, 0))
                 correct = sum(group.num_correct for group in groups)
                 share = sum(group.num_correct > 0 for group in groups) / len(groups)
-                return correct, sampler.generated_tokens - before, share
+                different = sum(
+                    len({tuple(r.tokens.tolist()) for r in group.responses if r.outcome == Outcome.CORRECT})
+                    for group in groups
+                )
+                return correct, different, sampler.generated_tokens - before, share
 
             one(0)  # compiles; the seeds below run compiled
             for seed in range(options.seeds):
-                (correct, num_tokens, share), wall, cpu = timed(lambda seed=seed, one=one: one(seed))
+                (correct, different, num_tokens, share), wall, cpu = timed(lambda seed=seed, one=one: one(seed))
                 per_token.append(1000 * correct / num_tokens)
                 per_second.append(correct / cpu)
+                distinct.append(1000 * different / num_tokens)
                 solved.append(share)
                 tokens.append(num_tokens)
-                print(f"{name} seed {seed}: {correct} correct, {num_tokens} tokens, {wall:.1f} s, {cpu:.1f} CPU s,"
-                      f" solved {share:.2f}", flush=True)  # fmt: skip
+                print(f"{name} seed {seed}: {correct} correct ({different} distinct), {num_tokens} tokens, {wall:.1f} s, "
+                      f"{cpu:.1f} CPU s, solved {share:.2f}", flush=True)  # fmt: skip
             sampler_name |= {
                 "case": name, "value": median(per_token), "range": [min(per_token), max(per_token)],
-                "per_cpu_second": median(per_second), "solved_share": median(solved), "tokens": median(tokens),
+                "per_cpu_second": median(per_second), "distinct": median(distinct), "solved_share": median(solved),
+                "tokens": median(tokens),
             }  # fmt: skip
             cases.append(sampler_name)
         by_name = {case["case"]: case for case in cases}
         ours = by_name["default"]
         ratios = {
             name: {"per_token": ours["value"] / max(case["value"], 1e-12),
+                   "distinct": ours["distinct"] / max(case["distinct"], 1e-12),
                    "per_cpu_second": ours["per_cpu_second"] / max(case["per_cpu_second"], 1e-12)}
             for name, case in by_name.items()
         }  # fmt: skip

@@ -138,12 +138,12 @@ class Sampler:
         prompts = [self.task.prompt(problem) for problem in problems]
         prompt_length = bucket(max(map(len, prompts)), self.rollout.prompt_multiple)
 
-        def verify(items: list[tuple[int, np.ndarray]]) -> list[Outcome]:
-            texts = [self.task.tokenizer.decode(tokens.tolist()) for _, tokens in items]
-            verdicts = self.task.score([(problems[index], text) for (index, _), text in zip(items, texts, strict=True)])
+        def verify(items: list[tuple[int, np.ndarray, bool]]) -> list[Outcome]:
+            texts = [self.task.tokenizer.decode(tokens.tolist()) for _, tokens, _ in items]
+            asked = [(problems[index], text) for (index, _, _), text in zip(items, texts, strict=True)]
             return [
-                outcome_of(verdict, not self._has_ended(tokens, text))
-                for (_, tokens), text, verdict in zip(items, texts, verdicts, strict=True)
+                outcome_of(verdict, is_cut_off=not has_ended)
+                for (_, _, has_ended), verdict in zip(items, self.task.score(asked), strict=True)
             ]
 
         def finish(index: int, found: FinishedTrees, row: int) -> None:
@@ -190,10 +190,6 @@ class Sampler:
         if not self.rollout.stop_strings:
             return None
         return build_stop_table(self.rollout.stop_strings, self.task.tokenizer.token_bytes(), self.model.vocab_size)
-
-    def _has_ended(self, tokens: np.ndarray, text: str) -> bool:
-        """Whether a response ended by itself: at an end of sequence or a stop string."""
-        return int(tokens[-1]) in self.model_eos or any(stop in text for stop in self.rollout.stop_strings)
 
     def _group(self, problem: Problem, found: FinishedTrees, row: int) -> Group:
         verified = found.outcomes[row][found.outcomes[row] != Outcome.NONE]

@@ -106,6 +106,7 @@ class View(NamedTuple):
       is_terminal: [B, F, C] bool new children to verify.
       tokens: [B, F, C, S] int32 the new children's own tokens.
       lengths: [B, F, C] int32.
+      is_eos: [B, F, C] bool children that ended by themselves, at an end of sequence or a stop string.
       path_tokens: [B, F, D * S] int32 tokens from the root (prompt excluded) to the expanded nodes, D the bucket.
       path_lengths: [B, F] int32.
       counters: Counters, one row a shard.
@@ -117,6 +118,7 @@ class View(NamedTuple):
     is_terminal: jax.Array
     tokens: jax.Array
     lengths: jax.Array
+    is_eos: jax.Array
     path_tokens: jax.Array
     path_lengths: jax.Array
     counters: "Counters"
@@ -261,6 +263,7 @@ def _iteration(
         is_terminal=is_terminal & active[..., None],
         tokens=segments.tokens,
         lengths=lengths,
+        is_eos=segments.is_eos,
         path_tokens=jnp.asarray(request.path_tokens).reshape(*grid, program.path_bucket * search.segment_length),
         path_lengths=jnp.where(active, depth * search.segment_length, 0),
         counters=Counters(*(jnp.asarray(value)[None] for value in counters)),

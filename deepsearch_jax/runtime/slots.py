@@ -19,8 +19,8 @@ from deepsearch_jax.runtime.search_device import FinishedTrees, Problems, Progra
 from deepsearch_jax.runtime.search_device import search_iteration as _search_iteration
 from deepsearch_jax.types import Outcome
 
-# Verdicts of terminals: (problem index, response tokens) pairs -> Outcome of each.
-Verify = Callable[[list[tuple[int, np.ndarray]]], Sequence[Outcome]]
+# Verdicts of terminals: (problem, response tokens, whether it ended by itself) -> Outcome of each.
+Verify = Callable[[list[tuple[int, np.ndarray, bool]]], Sequence[Outcome]]
 
 
 @dataclasses.dataclass
@@ -162,7 +162,8 @@ class Slots:
         for row, pick, child in places:
             own = view.tokens[row, pick, child, : view.lengths[row, pick, child]]
             path = view.path_tokens[row, pick, : view.path_lengths[row, pick]]
-            items.append((int(view.problem[row]), np.concatenate([path, own])))
+            has_ended = bool(view.is_eos[row, pick, child])
+            items.append((int(view.problem[row]), np.concatenate([path, own]), has_ended))
         for place, outcome in zip(places, self._verify(items) if items else (), strict=True):
             outcomes[place] = outcome
         return outcomes
@@ -188,20 +189,11 @@ def _on_host(array: np.ndarray) -> Any:
 
 def _fetch(view: View) -> View:
     """Waits for the call and reads of its results what is of any use."""
-    problem, left, is_terminal, lengths, path_lengths, counters = jax.device_get(
-        (view.problem, view.left, view.is_terminal, view.lengths, view.path_lengths, view.counters)
-    )
-    view = view._replace(
-        problem=problem,
-        left=left,
-        is_terminal=is_terminal,
-        lengths=lengths,
-        path_lengths=path_lengths,
-        counters=counters,
-    )
-    if (left >= 0).any():
+    small = ("problem", "left", "is_terminal", "lengths", "is_eos", "path_lengths", "counters")
+    view = view._replace(**jax.device_get({name: getattr(view, name) for name in small}))
+    if (view.left >= 0).any():
         view = view._replace(finished=jax.device_get(view.finished))
-    if is_terminal.any():
+    if view.is_terminal.any():
         tokens, path_tokens = jax.device_get((view.tokens, view.path_tokens))
         view = view._replace(tokens=tokens, path_tokens=path_tokens)
     return view

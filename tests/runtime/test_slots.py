@@ -9,8 +9,9 @@ import pytest
 from deepsearch_jax.runtime import build_mesh, build_policy, slots
 from deepsearch_jax.runtime.memory import decode_bytes, page_bytes, pool_pages, training_bytes
 from deepsearch_jax.runtime.rollout_settings import RolloutSettings
-from deepsearch_jax.runtime.rollouts import Sampler
+from deepsearch_jax.runtime.rollouts import Purpose, Sampler
 from deepsearch_jax.tree import SearchSettings
+from deepsearch_jax.types import Outcome
 from tests.runtime.conftest import tiny_settings
 from tests.runtime.parity import ParityTask
 
@@ -188,3 +189,27 @@ def test_halves_need_slots_to_share(policy):
     assert RolloutSettings(num_slots=4).num_batches("gpu", 4) == 1
     assert RolloutSettings(num_slots=4).num_batches("cpu", 1) == 1
     assert np.array_equal(RolloutSettings(num_slots=4, half_batches="no").num_batches("gpu", 1), 1)
+
+
+def test_stop_strings_end_responses_of_searches_and_direct_samples(policy):
+    rollout = RolloutSettings(num_slots=4, prompt_multiple=8, path_multiple=5, stop_strings=("7", "31"), entropy=True)
+    task = ParityTask()
+    sampler = Sampler(
+        task, policy[0], EAGER, rollout, run_key=jax.random.key(5), mesh=None, check_stop=lambda: None,
+        advance=lambda done, detail: None,
+    )  # fmt: skip
+    problems = task.train_problems[:8]
+    groups, statistics = sampler.search(policy[1], problems, (0, 1))
+    groups += sampler.direct(policy[1], problems, 4, Purpose.DIRECT, (0, 1))
+    ended_there = 0
+    for response in (response for group in groups for response in group.responses):
+        text = response.text
+        assert "7" not in text[:-1]
+        assert "31" not in text[:-1]
+        if text.endswith(("7", "31")):
+            ended_there += 1
+            assert response.outcome != Outcome.INCOMPLETE  # it ended by itself, like at an end of sequence
+    assert ended_there > 5
+    # The policy of random weights knows 12 ids and prefers none by much.
+    mean_entropy = statistics.slots.entropy / statistics.slots.generated_tokens
+    assert 0.5 * np.log(12) < mean_entropy <= np.log(12) + 1e-4
