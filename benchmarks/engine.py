@@ -1,0 +1,30 @@
+"""The decode engine as benchmarks run it: a real model in float32 in the layout that runs use on CPU."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from deepsearch_jax import decode, policy
+
+prefill = jax.jit(decode.prefill, static_argnames=("config", "chunk_size"), donate_argnames="pages")
+decode_children = jax.jit(decode.decode_children, static_argnames=("config", "settings"), donate_argnames="pages")
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _laid_out(config: policy.ModelConfig, params: policy.Params) -> policy.Params:
+    return policy.transpose_kernels(policy.unstack_layers(config, params))
+
+
+def load(directory: str) -> tuple[policy.ModelConfig, policy.Params]:
+    """Config and parameters of a Hugging Face directory, float32, one dict per layer, kernels [out, in]."""
+    config, params = policy.load_pretrained(directory)
+    config = dataclasses.replace(config, param_dtype="float32", compute_dtype="float32")
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
+    return config, jax.block_until_ready(_laid_out(config, params))
+
+
+def weight_bytes(params: policy.Params) -> int:
+    """Bytes that one decode step reads: every matrix once; the tied embedding as the head."""
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(params))
