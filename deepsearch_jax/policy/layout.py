@@ -9,7 +9,7 @@ from flax import struct
 
 # Where one form of the product overtakes the other on the CPU backend (AVX-512, jaxlib 0.10, widths 896 to 8960).
 LONG_ROW = 2048  # a dot product per output streams weights at 24-30 GB/s below this, at 1 GB/s from 4096 on
-MANY_ROWS = 192  # from here on the activations fill the kernel's tiles and the plain order is as fast
+MANY_ROWS = 96  # from here on the activations fill the kernel's tiles and the plain order is as fast
 
 
 @struct.dataclass
