@@ -83,8 +83,8 @@ def main() -> None:
                 distinct.append(1000 * different / num_tokens)
                 solved.append(share)
                 tokens.append(num_tokens)
-                print(f"{name} seed {seed}: {correct} correct ({different} distinct), {num_tokens} tokens, {wall:.1f} s, "
-                      f"{cpu:.1f} CPU s, solved {share:.2f}", flush=True)  # fmt: skip
+                print(f"{name} seed {seed}: {correct} correct ({different} distinct), {num_tokens} tokens, "
+                      f"{wall:.1f} s, {cpu:.1f} CPU s, solved {share:.2f}", flush=True)  # fmt: skip
             sampler_name |= {
                 "case": name, "value": median(per_token), "range": [min(per_token), max(per_token)],
                 "per_cpu_second": median(per_second), "distinct": median(distinct), "solved_share": median(solved),
