@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("--model", default="", help="Hugging Face directory; default: the quick start's tiny policy")
     parser.add_argument("--problems", type=int, default=0, help="default: 128 of the tiny task, 16 of a real model's")
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--slots", type=int, default=0, help="trees searched together; default: the config's")
     parser.add_argument("--ways", nargs="+", help="some of them only")
     parser.add_argument("--keep", type=pathlib.Path, help="directory that keeps the tiny policy between runs")
     options = parser.parse_args()
@@ -57,11 +58,13 @@ def main() -> None:
         for name, search in ways(policy.settings.search, paper).items():
             if options.ways and name not in options.ways:
                 continue
-            sampler = policy.sampler(search=search or policy.settings.search)
+            slots = options.slots or policy.settings.rollout.num_slots
+            rollout = dataclasses.replace(policy.settings.rollout, num_slots=slots)
+            sampler = policy.sampler(search=search or policy.settings.search, rollout=rollout)
             sampler_name: dict[str, Any] = {}
             per_token, per_second, solved, tokens, distinct = [], [], [], [], []
 
-            def one(seed: int, sampler=sampler, search=search) -> tuple[int, int, int, float]:
+            def one(seed: int, problems=problems, sampler=sampler, search=search) -> tuple[int, int, int, float]:
                 before = sampler.generated_tokens
                 if search is None:
                     groups = sampler.direct(policy.params, problems, group_size, Purpose.DIRECT, (seed, 0))
@@ -75,7 +78,7 @@ def main() -> None:
                 )
                 return correct, different, sampler.generated_tokens - before, share
 
-            one(0)  # compiles; the seeds below run compiled
+            one(0, [max(problems, key=lambda problem: len(policy.task.prompt(problem)))])  # compiles for all of them
             for seed in range(options.seeds):
                 (correct, different, num_tokens, share), wall, cpu = timed(lambda seed=seed, one=one: one(seed))
                 per_token.append(1000 * correct / num_tokens)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from deepsearch_jax.policy import ModelConfig, quantize_int8, token_log_probs, unstack_layers
+from deepsearch_jax.policy import ModelConfig, quantize_int8, token_log_probs, transpose_kernels, unstack_layers
 from deepsearch_jax.runtime.groups import drop_unteachable, node_advantages, pack
 from deepsearch_jax.runtime.rollouts import Group, chunks
 from deepsearch_jax.runtime.settings import RunSettings
@@ -149,7 +149,10 @@ def sampling_params(params: Any, settings: RunSettings, model: ModelConfig) -> A
 def _sampling_params(params: Any, *, model: ModelConfig, unroll: bool, int8: bool) -> Any:
     params = quantize_int8(model, params) if int8 else params
     params = jax.tree.map(lambda leaf: leaf if leaf.dtype == jnp.int8 else leaf.astype(model.compute_dtype), params)
-    return unstack_layers(model, params, copy_head=True) if unroll else params
+    if not unroll:
+        return params
+    # 8-bit weights keep the layout their own product is made for; it needs the head apart.
+    return unstack_layers(model, params, copy_head=True) if int8 else transpose_kernels(unstack_layers(model, params))
 
 
 def _mean_metrics(totals: list[dict[str, Any]]) -> dict[str, Any]:
