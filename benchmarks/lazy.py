@@ -95,7 +95,7 @@ def main() -> None:
             }  # fmt: skip
             cases.append(sampler_name)
         by_name = {case["case"]: case for case in cases}
-        ours = by_name["default"]
+        ours = by_name.get("default", cases[0])
         ratios = {
             name: {"per_token": ours["value"] / max(case["value"], 1e-12),
                    "distinct": ours["distinct"] / max(case["distinct"], 1e-12),

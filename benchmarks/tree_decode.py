@@ -5,10 +5,14 @@ K children) and K rows of one child each, whose paths lie in pages of their own.
 feed the last token and sample the same number of tokens; the caches hold random numbers, which cost what real ones do,
 and nothing is recomputed. CPU seconds of whole calls, medians over the runs, the two forms in turn.
 
-`ratio` of a case: CPU seconds of the independent sequences over those of the siblings. `attention_ratio`: the same
-after taking off what a call with a path of one page costs in each form. Bytes per token: keys and values that the
-attention of one step reads, over the K tokens made (own tokens half full on average), without the gather, which is
-shown as bytes per call. The last line is one JSON object; `value` and `ratio` are those of the path nearest 2,048.
+A third form decodes the independent sequences as plain JAX code does (`plain_decode`): a cache of its own for every
+sequence, jax.nn.dot_product_attention over it; its caches lie ready, so that it gathers nothing.
+
+`ratio` of a case: CPU seconds of the independent sequences over those of the siblings; `plain_ratio`: the plain form's
+over them. `attention_ratio`: as `ratio`, after taking off what a call with a path of one page costs in each form. Bytes
+per token: keys and values that the attention of one step reads, over the K tokens made (own tokens half full on
+average), without the gather, which is shown as bytes per call. The last line is one JSON object; `value` and `ratio` are
+those of the path nearest 2,048.
 """
 
 import argparse
@@ -22,7 +26,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from benchmarks import engine
+from benchmarks import engine, plain_decode
 from deepsearch_jax.decode import DecodeRequest, DecodeSettings, KVPages
 from deepsearch_jax.policy import ModelConfig, Params
 
@@ -64,11 +68,35 @@ class Form:
         return time.process_time() - cpu, time.perf_counter() - wall
 
 
+class Plain:
+    """Independent sequences as a plain JAX model decodes them; see plain_decode."""
+
+    def __init__(self, model: tuple[ModelConfig, Params], siblings: int, path: int, length: int) -> None:
+        self.config, self.params = model
+        self.rows = siblings
+        self.settings = DecodeSettings(num_samples=1, segment_length=length)
+        shape = (siblings, path + length, self.config.num_kv_heads, self.config.head_dim)
+        keys = jax.random.split(jax.random.key(0), self.config.num_layers)
+        self.caches = [tuple(jax.random.normal(key, shape) + part for part in range(2)) for key in keys]
+        self.length, self.tokens = jnp.int32(path - 1), jnp.arange(1, siblings + 1, dtype=jnp.int32)
+        self.keys = jax.random.split(jax.random.key(2), siblings)
+
+    def run(self) -> tuple[float, float]:
+        """CPU and wall seconds of one call."""
+        cpu, wall = time.process_time(), time.perf_counter()
+        self.caches, tokens = plain_decode.sample(
+            self.config, self.params, self.caches, self.length, self.tokens, self.keys, self.settings
+        )
+        jax.block_until_ready((self.caches, tokens))
+        return time.process_time() - cpu, time.perf_counter() - wall
+
+
 def measure(model: tuple[ModelConfig, Params], path: int, options: argparse.Namespace) -> dict[str, Any]:
     siblings, length = options.siblings, options.new_tokens
-    forms = {
+    forms: dict[str, Form | Plain] = {
         "tree": Form(model, 1, siblings, path, length),
         "independent": Form(model, siblings, siblings, path, length),
+        "plain": Plain(model, siblings, path, length),
     }
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in forms}
     for number in range(options.runs + 1):
@@ -84,8 +112,9 @@ def measure(model: tuple[ModelConfig, Params], path: int, options: argparse.Name
         case[f"{name}_cpu_s"], case[f"{name}_wall_s"] = round(cpu, 4), round(wall, 4)
         case[f"{name}_tokens_per_cpu_s"] = round(siblings * length / cpu, 2)
         case[f"{name}_kv_bytes_per_token"] = round(bytes_per_slot * (form.rows * path / siblings + length / 2))
-        case[f"{name}_gathered_bytes"] = bytes_per_slot * form.rows * path
+        case[f"{name}_gathered_bytes"] = bytes_per_slot * form.rows * path if isinstance(form, Form) else 0
     case["ratio"] = round(case["independent_cpu_s"] / case["tree_cpu_s"], 3)
+    case["plain_ratio"] = round(case["plain_cpu_s"] / case["tree_cpu_s"], 3)
     return case
 
 
@@ -115,6 +144,7 @@ def main() -> None:
         "value": shown["tree_tokens_per_cpu_s"],
         "unit": "tokens per CPU second",
         "ratio": shown["ratio"],
+        "plain_ratio": shown["plain_ratio"],
         "path": shown["path"],
         "reached": shown["ratio"] >= TARGET,
         "reached_floor": shortest["ratio"] >= FLOOR,
