@@ -11,8 +11,8 @@ sequence, jax.nn.dot_product_attention over it; its caches lie ready, so that it
 `ratio` of a case: CPU seconds of the independent sequences over those of the siblings; `plain_ratio`: the plain form's
 over them. `attention_ratio`: as `ratio`, after taking off what a call with a path of one page costs in each form. Bytes
 per token: keys and values that the attention of one step reads, over the K tokens made (own tokens half full on
-average), without the gather, which is shown as bytes per call. The last line is one JSON object; `value` and `ratio` are
-those of the path nearest 2,048.
+average), without the gather, which is shown as bytes per call. The last line is one JSON object; `value` and `ratio`
+are those of the path nearest 2,048.
 """
 
 import argparse

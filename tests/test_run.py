@@ -48,14 +48,15 @@ def command(tmp_path, workdir, *arguments):
     return [sys.executable, "-m", "experiments.run", f"--config={config}", f"--workdir={workdir}", *arguments]
 
 
-def environment():
-    # One device, as a user has: the eight virtual ones are for the tests of this process.
-    return {**os.environ, "XLA_FLAGS": "", "PYTHONUNBUFFERED": "1"}
+def environment(tmp_path):
+    # One device, as a user has: the eight virtual ones are for the tests of this process. Compiled programs are kept
+    # for the next start, as by default, but not among the user's own.
+    return {**os.environ, "XLA_FLAGS": "", "PYTHONUNBUFFERED": "1", "XDG_CACHE_HOME": str(tmp_path / "cache")}
 
 
 def start(tmp_path, workdir, *arguments):
     return subprocess.Popen(
-        command(tmp_path, workdir, *arguments), cwd=REPOSITORY, env=environment(), text=True,
+        command(tmp_path, workdir, *arguments), cwd=REPOSITORY, env=environment(tmp_path), text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
 
@@ -156,7 +157,7 @@ def test_an_unknown_variant_is_named(tmp_path):
     config = REPOSITORY / "experiments/configs/quickstart.py:slow"
     process = subprocess.run(
         [sys.executable, "-m", "experiments.run", f"--config={config}", f"--workdir={tmp_path}"],
-        cwd=REPOSITORY, env=environment(), capture_output=True, text=True, check=False,
+        cwd=REPOSITORY, env=environment(tmp_path), capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert process.returncode != 0
     assert "no variant 'slow'" in process.stderr

@@ -43,6 +43,7 @@ def tiny_settings(**changes) -> RunSettings:
         evaluation=EvaluationSettings(num_problems=4, num_samples=2),
         checkpoint=CheckpointSettings(every_steps=1),
         num_devices=1,
+        compile_cache="off",
     )  # fmt: skip
     return dataclasses.replace(settings, **changes)
 
