@@ -37,6 +37,9 @@ def get_config(variant: str = "gpu") -> ConfigDict:
     config.search.expansion_width = 4
     config.search.num_trajectories = 8
     config.search.capacity = 129  # the root and 32 expansions of four
+    # Of an instruction-tuned model the colder samples are the better ones: the frontier prefers confident paths.
+    config.search.frontier_entropy = "path"
+    config.search.frontier_entropy_weight = -10.0
     config.rollout.num_slots = 32
     config.rounds.num_rounds = 4
     config.rounds.steps_per_round = 50

@@ -38,7 +38,7 @@ def test_off_and_a_directory_of_ones_own(tmp_path):
 
 def test_places_that_cannot_be_written(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="cannot be made .*; name another directory, or 'off'"):
+    with pytest.raises(ValueError, match=r"cannot be made .*; name another directory, or 'off'"):
         enable_compile_cache(str(tmp_path / "file" / "cache"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert enable_compile_cache("auto") is None  # nobody asked for this directory
