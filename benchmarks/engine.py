@@ -14,7 +14,7 @@ decode_children = jax.jit(decode.decode_children, static_argnames=("config", "se
 
 @functools.partial(jax.jit, static_argnames="config")
 def _laid_out(config: policy.ModelConfig, params: policy.Params) -> policy.Params:
-    return policy.transpose_kernels(policy.unstack_layers(config, params))
+    return policy.transpose_kernels(policy.unstack_layers(config, params), copy_head=True)
 
 
 def load(directory: str) -> tuple[policy.ModelConfig, policy.Params]:
@@ -26,5 +26,5 @@ def load(directory: str) -> tuple[policy.ModelConfig, policy.Params]:
 
 
 def weight_bytes(params: policy.Params) -> int:
-    """Bytes that one decode step reads: every matrix once; the tied embedding as the head."""
-    return sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    """Bytes that one decode step reads: every matrix once; of a tied head one of its two forms."""
+    return sum(leaf.nbytes for name, part in params.items() if name != "head_columns" for leaf in jax.tree.leaves(part))

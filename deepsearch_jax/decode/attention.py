@@ -72,11 +72,15 @@ def chunk_attention(
     length, heads, dim = query.shape
     kv_heads = keys.shape[0]
     wide = jnp.promote_types(query.dtype, jnp.float32)
+    # Queries of a key/value head side by side: a plain matrix product (the CPU backend has no other one in bfloat16).
     grouped = (query * jnp.asarray(dim**-0.5, query.dtype)).reshape(length, kv_heads, -1, dim)
-    scores = jnp.einsum("chgd,htd->hgct", grouped, keys, preferred_element_type=wide)
+    grouped = grouped.transpose(1, 2, 0, 3).reshape(kv_heads, -1, dim)  # [Hkv, G * C, Dh]
+    scores = jnp.einsum("hqd,htd->hqt", grouped, keys, preferred_element_type=wide)
+    scores = scores.reshape(kv_heads, -1, length, keys.shape[1])
     behind = positions[:, None] - key_positions[None]
     seen = behind >= 0 if window is None else (behind >= 0) & (behind < window)
     scores = jnp.where(seen[None, None], scores, -jnp.inf)
-    weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
-    attended = jnp.einsum("hgct,htd->chgd", weights, values, preferred_element_type=wide)
+    weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype).reshape(kv_heads, -1, keys.shape[1])
+    attended = jnp.einsum("hqt,htd->hqd", weights, values, preferred_element_type=wide)
+    attended = attended.reshape(kv_heads, -1, length, dim).transpose(2, 0, 1, 3)
     return attended.reshape(length, heads, dim).astype(query.dtype)

@@ -21,12 +21,14 @@ class Transposed:
 
     Attributes:
       rows: [out, in].
+      columns: [in, out] the same once more, for a single row of activations: it streams 1.5x faster; or None.
     """
 
     rows: jax.Array
+    columns: jax.Array | None = None
 
     def __getitem__(self, index: Any) -> "Transposed":
-        return Transposed(self.rows[index])
+        return Transposed(self.rows[index], None if self.columns is None else self.columns[index])
 
     def matmul(self, x: jax.Array, preferred: Any = None) -> jax.Array:
         """x [..., in] -> [..., out], in the dtype of x; summed and returned in `preferred` where given."""
@@ -34,7 +36,12 @@ class Transposed:
         size_out, size_in = weights.shape
         count = math.prod(x.shape[:-1])
         flat = x.reshape(count, size_in)
-        if count == 1 and size_in < LONG_ROW:
+        if count == 1 and self.columns is not None:
+            # Between barriers, or XLA makes a fused loop of the product, which streams at half the speed.
+            flat = jax.lax.optimization_barrier(flat)
+            y = jnp.matmul(flat, self.columns.astype(x.dtype), preferred_element_type=preferred)
+            y = jax.lax.optimization_barrier(y)
+        elif count == 1 and size_in < LONG_ROW:
             # Between barriers, or XLA makes a fused loop of the product, which streams at half the speed.
             flat = jax.lax.optimization_barrier(flat)
             y = jax.lax.dot_general(flat, weights, (((1,), (1,)), ((), ())), preferred_element_type=preferred)
@@ -47,11 +54,13 @@ class Transposed:
         return y.reshape(*x.shape[:-1], size_out)
 
 
-def transpose_kernels(params: dict[str, Any]) -> dict[str, Any]:
+def transpose_kernels(params: dict[str, Any], *, copy_head: bool = False) -> dict[str, Any]:
     """Stores every unstacked float kernel of the decoder [out, in]; the embedding is read so already.
 
     Args:
       params: as `unstack_layers` gives them, without a copied head.
+      copy_head: keep the head [in, out] too (`head_columns` where it is tied), which is a tenth of a step at one row;
+        costs V * E numbers of memory.
     Raises:
       ValueError: the layers are stacked.
     """
@@ -61,6 +70,12 @@ def transpose_kernels(params: dict[str, Any]) -> dict[str, Any]:
         )
 
     def of(path: tuple[Any, ...], leaf: jax.Array) -> Any:
-        return Transposed(leaf.T) if getattr(path[-1], "key", None) == "kernel" else leaf
+        if getattr(path[-1], "key", None) != "kernel":
+            return leaf
+        is_head = getattr(path[0], "key", None) == "head"
+        return Transposed(leaf.T, leaf if copy_head and is_head else None)
 
-    return jax.tree_util.tree_map_with_path(of, params)
+    transposed = jax.tree_util.tree_map_with_path(of, params)
+    if copy_head and "head" not in params:
+        transposed["head_columns"] = params["embed"]["embedding"].T
+    return transposed

@@ -152,7 +152,9 @@ def _sampling_params(params: Any, *, model: ModelConfig, unroll: bool, int8: boo
     if not unroll:
         return params
     # 8-bit weights keep the layout their own product is made for; it needs the head apart.
-    return unstack_layers(model, params, copy_head=True) if int8 else transpose_kernels(unstack_layers(model, params))
+    if int8:
+        return unstack_layers(model, params, copy_head=True)
+    return transpose_kernels(unstack_layers(model, params), copy_head=True)
 
 
 def _mean_metrics(totals: list[dict[str, Any]]) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """Prompts encoded several together give what each gives alone, and slots without a new prompt stay as they are."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -39,3 +41,17 @@ def test_slots_encoded_together_equal_each_alone(form, num_slots, waiting):
         written = lengths[slot] - 1
         alone = encoded(params, lengths[slot : slot + 1], [True], 256)[:, :, 0]
         np.testing.assert_allclose(got[..., :written, :], alone[..., :written, :], atol=1e-5)
+
+
+def test_bfloat16_prompts_are_those_of_float32_but_for_rounding():
+    short = dataclasses.replace(CONFIG, compute_dtype="bfloat16")
+    pages = init_pages(short, 2, 0, 3, ROOM)
+    tokens = jnp.asarray(np.random.default_rng(1).integers(1, 5, (2, ROOM)), jnp.int32)
+    args = tokens, jnp.array([ROOM, 6]), jnp.ones(2, bool)
+    got = encode(short, random_params(), pages, *args, chunk_size=4)
+    expected = encode(CONFIG, random_params(), init_pages(CONFIG, 2, 0, 3, ROOM), *args, chunk_size=4)
+    assert got.prompt_keys.dtype == jnp.bfloat16
+    for name in ("prompt_keys", "prompt_values"):
+        near, far = (np.asarray(getattr(side, name), np.float32) for side in (got, expected))
+        assert np.abs(near - far).max() < 0.05 * np.abs(far).max()
+        assert np.abs(far).max() > 0.1

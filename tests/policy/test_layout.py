@@ -36,3 +36,21 @@ def test_stacked_layers_are_refused():
     config = policy.ModelConfig.tiny(vocab_size=11)
     with pytest.raises(ValueError, match="stacked"):
         policy.transpose_kernels(policy.init_params(config, jax.random.key(0)))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_head_kept_in_both_forms_gives_the_same_logits(tied, rows):
+    config = policy.ModelConfig.tiny(vocab_size=11, tie_word_embeddings=tied)
+    params = policy.init_params(config, jax.random.key(0))
+    laid_out = policy.transpose_kernels(policy.unstack_layers(config, params), copy_head=True)
+    hidden = jax.random.normal(jax.random.key(1), (rows, config.hidden_size))
+    expected = hidden @ (params["embed"]["embedding"].T if tied else params["head"]["kernel"])
+    np.testing.assert_allclose(policy.logits(laid_out, hidden), expected, atol=1e-5)
+    # The copy is what one row reads: without it the logits of one row change, those of several do not.
+    name = "head_columns" if tied else "head"
+    broken = laid_out | {name: jax.tree.map(jnp.zeros_like, laid_out[name])} if tied else None
+    if broken is not None:
+        assert bool(jnp.any(policy.logits(broken, hidden) != 0)) == (rows > 1)
+    tokens = jnp.array([[1, 2, 3]])
+    assert policy.hidden_states(config, laid_out, tokens, jnp.ones_like(tokens)).shape == (1, 3, config.hidden_size)
