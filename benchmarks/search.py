@@ -78,7 +78,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="", help="Hugging Face directory; default: the quick start's tiny policy")
     parser.add_argument("--problems", type=int, default=64)
-    parser.add_argument("--slots", type=int, default=8)
+    parser.add_argument("--slots", type=int, default=24)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--half_batches", choices=("yes", "no", "auto"), default="auto")
     parser.add_argument("--keep", type=pathlib.Path, help="directory that keeps the tiny policy between runs")

@@ -109,7 +109,8 @@ class View(NamedTuple):
       is_eos: [B, F, C] bool children that ended by themselves, at an end of sequence or a stop string.
       path_tokens: [B, F, D * S] int32 tokens from the root (prompt excluded) to the expanded nodes, D the bucket.
       path_lengths: [B, F] int32.
-      counters: Counters, one row a shard.
+      counters: [shards, 8] float32, the fields of Counters: one array, since each one read costs the host time. Whole
+        numbers below 2^24 are exact.
     """
 
     problem: jax.Array
@@ -121,11 +122,11 @@ class View(NamedTuple):
     is_eos: jax.Array
     path_tokens: jax.Array
     path_lengths: jax.Array
-    counters: "Counters"
+    counters: jax.Array
 
 
 class Counters(NamedTuple):
-    """Scalars of one iteration of one shard, each [1] int32 but for the last.
+    """Scalars of one iteration of one shard.
 
     Attributes:
       expansions: nodes expanded.
@@ -136,7 +137,7 @@ class Counters(NamedTuple):
       evictions: pages taken from nodes that could still have used them.
       resident_pages: pages in use after the call.
       prompt_tokens: tokens of prompts that went through the decoder.
-      entropy: [1] float32 sum of the sampled tokens' exact entropies; 0 where they are not computed.
+      entropy: sum of the sampled tokens' exact entropies; 0 where they are not computed.
     """
 
     expansions: jax.Array
@@ -266,7 +267,7 @@ def _iteration(
         is_eos=segments.is_eos,
         path_tokens=jnp.asarray(request.path_tokens).reshape(*grid, program.path_bucket * search.segment_length),
         path_lengths=jnp.where(active, depth * search.segment_length, 0),
-        counters=Counters(*(jnp.asarray(value)[None] for value in counters)),
+        counters=jnp.stack([value.astype(jnp.float32) for value in counters])[None],
     )
     return SearchState(trees, problems, segments, pages, page_of), view
 

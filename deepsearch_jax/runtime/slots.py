@@ -15,12 +15,23 @@ from jax.sharding import NamedSharding
 
 from deepsearch_jax.decode import StopTable
 from deepsearch_jax.runtime import device
-from deepsearch_jax.runtime.search_device import FinishedTrees, Problems, Program, SearchState, View, empty_state
+from deepsearch_jax.runtime.search_device import (
+    Counters,
+    FinishedTrees,
+    Problems,
+    Program,
+    SearchState,
+    View,
+    empty_state,
+)
 from deepsearch_jax.runtime.search_device import search_iteration as _search_iteration
 from deepsearch_jax.types import Outcome
 
 # Verdicts of terminals: (problem, response tokens, whether it ended by itself) -> Outcome of each.
 Verify = Callable[[list[tuple[int, np.ndarray, bool]]], Sequence[Outcome]]
+
+# Fields of a View that are read after every iteration.
+_SMALL = ("problem", "left", "is_terminal", "lengths", "is_eos", "path_lengths", "counters")
 
 
 @dataclasses.dataclass
@@ -130,12 +141,14 @@ class Slots:
         waiting, batch.offered = self._offer()
         # The children that wait for their verdicts may be one deeper than what was open when they were sampled.
         program = self._program._replace(path_bucket=self._bucket_of(batch.deepest))
-        put = jax.device_put if self._sharding is None else lambda value: jax.device_put(value, self._sharding)
-        batch.state, batch.view = _search_iteration(
-            params, batch.state, put(outcomes), put(waiting), self._stop_table, program=program
-        )
-        for leaf in jax.tree.leaves(batch.view):
-            leaf.copy_to_host_async()
+        arguments = (outcomes, waiting)
+        if self._sharding is not None:
+            arguments = jax.device_put(arguments, self._sharding)
+        batch.state, batch.view = _search_iteration(params, batch.state, *arguments, self._stop_table, program=program)
+        # What every iteration reads; finished trees are rare and fetched when there are some.
+        for name in (*_SMALL, "tokens", "path_tokens"):
+            for leaf in jax.tree.leaves(getattr(batch.view, name)):
+                leaf.copy_to_host_async()
 
     def _offer(self) -> tuple[Problems, list[int]]:
         """The next problems, dealt out over the shards; near the end of the queue each batch is offered its share."""
@@ -169,7 +182,7 @@ class Slots:
         return outcomes
 
     def _count(self, batch: _Batch, view: View) -> None:
-        counters, statistics = view.counters, self.statistics
+        counters, statistics = Counters(*view.counters.T), self.statistics
         statistics.iterations += 1
         statistics.slot_steps += self._size
         statistics.busy_slots += int((view.problem >= 0).sum())
@@ -189,8 +202,7 @@ def _on_host(array: np.ndarray) -> Any:
 
 def _fetch(view: View) -> View:
     """Waits for the call and reads of its results what is of any use."""
-    small = ("problem", "left", "is_terminal", "lengths", "is_eos", "path_lengths", "counters")
-    view = view._replace(**jax.device_get({name: getattr(view, name) for name in small}))
+    view = view._replace(**jax.device_get({name: getattr(view, name) for name in _SMALL}))
     if (view.left >= 0).any():
         view = view._replace(finished=jax.device_get(view.finished))
     if view.is_terminal.any():
