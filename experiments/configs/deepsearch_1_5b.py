@@ -1,8 +1,9 @@
 """The paper's run: a 1.5B Qwen2 model on DeepMath with the authors' settings, every number of their scripts.
 
 Start it from any Hugging Face directory of a 1.5B Qwen2 model (the paper: Nemotron-Research-Reasoning-Qwen-1.5B v2)
-with --config.model.path=DIR. Meant for eight accelerators with 80 GB: every tree keeps all its KV pages, 28 GiB (28,672
-bytes a token), one tree a device. Where a setting of the project has its own default, this file sets the authors'.
+with --config.model.path=DIR. Meant for eight accelerators with 80 GB, one tree a device: all KV pages of a full tree
+are 28 GiB (28,672 bytes a token); what rollout.page_pool_gib does not hold is encoded again where it is needed. Where a
+setting of the project has its own default, this file sets the authors'.
 """
 
 import os

@@ -47,10 +47,12 @@ def test_a_head_kept_in_both_forms_gives_the_same_logits(tied, rows):
     hidden = jax.random.normal(jax.random.key(1), (rows, config.hidden_size))
     expected = hidden @ (params["embed"]["embedding"].T if tied else params["head"]["kernel"])
     np.testing.assert_allclose(policy.logits(laid_out, hidden), expected, atol=1e-5)
-    # The copy is what one row reads: without it the logits of one row change, those of several do not.
-    name = "head_columns" if tied else "head"
-    broken = laid_out | {name: jax.tree.map(jnp.zeros_like, laid_out[name])} if tied else None
-    if broken is not None:
-        assert bool(jnp.any(policy.logits(broken, hidden) != 0)) == (rows > 1)
+    # The copy is what one row reads: without it the logits of one row are zero, those of several do not change.
+    if tied:
+        broken = laid_out | {"head_columns": jnp.zeros_like(laid_out["head_columns"])}
+    else:
+        kernel = laid_out["head"]["kernel"]
+        broken = laid_out | {"head": {"kernel": kernel.replace(columns=jnp.zeros_like(kernel.columns))}}
+    assert bool(jnp.any(policy.logits(broken, hidden) != 0)) == (rows > 1)
     tokens = jnp.array([[1, 2, 3]])
     assert policy.hidden_states(config, laid_out, tokens, jnp.ones_like(tokens)).shape == (1, 3, config.hidden_size)
