@@ -129,7 +129,9 @@ def main() -> None:
     for path in options.paths:
         if path % options.new_tokens or path < options.new_tokens:
             parser.error(f"a path of {path} tokens is no multiple of the page of {options.new_tokens} (--new_tokens)")
-    model = engine.load(options.model)
+    config, loaded = engine.load(options.model)
+    model = config, jax.block_until_ready(engine.arranged(config, loaded, options.siblings))
+    del loaded
     base, cases = measure(model, options.new_tokens, options), []
     for path in options.paths:
         case = measure(model, path, options)

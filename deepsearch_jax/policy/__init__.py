@@ -4,7 +4,7 @@ from deepsearch_jax.policy.checkpoint import hf_tensors, load_config, load_pretr
 from deepsearch_jax.policy.config import ModelConfig
 from deepsearch_jax.policy.hf_config import SUPPORTED_ARCHITECTURES
 from deepsearch_jax.policy.int8 import Int8, quantize_int8
-from deepsearch_jax.policy.layout import Transposed, transpose_kernels
+from deepsearch_jax.policy.layout import Tiled, Transposed, arrange_kernels
 from deepsearch_jax.policy.log_probs import token_log_probs
 from deepsearch_jax.policy.model import (
     Params,
@@ -25,7 +25,9 @@ __all__ = [
     "ModelConfig",
     "Params",
     "RopeScaling",
+    "Tiled",
     "Transposed",
+    "arrange_kernels",
     "bind",
     "hf_tensors",
     "hidden_states",
@@ -39,6 +41,5 @@ __all__ = [
     "scan_layers",
     "segment_positions",
     "token_log_probs",
-    "transpose_kernels",
     "unstack_layers",
 ]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from deepsearch_jax.policy.config import ModelConfig
-from deepsearch_jax.policy.layout import Transposed
+from deepsearch_jax.policy.layout import Tiled, Transposed
 
 
 @struct.dataclass
@@ -35,7 +35,7 @@ class Int8:
         return (self.values.astype(jnp.float32) * self.scale).astype(dtype)
 
 
-Matrix = jax.Array | Int8 | Transposed
+Matrix = jax.Array | Int8 | Transposed | Tiled
 _FEW_ROWS = 64  # rows of a decode step; with more (prefill) the product outweighs the conversion
 _BLOCK = 1 << 19  # matrix entries converted at a time, 2 MB of float32
 _WIDE = 1 << 14  # output channels beyond which sums of all rows no longer stay in cache
@@ -46,7 +46,7 @@ def matmul(x: jax.Array, kernel: Matrix, preferred: Any = None) -> jax.Array:
 
     The scale belongs to the output channel, so it is applied behind the product.
     """
-    if isinstance(kernel, Transposed):
+    if isinstance(kernel, Transposed | Tiled):
         return kernel.matmul(x, preferred)
     if not isinstance(kernel, Int8):
         return jnp.matmul(x, kernel.astype(x.dtype), preferred_element_type=preferred)

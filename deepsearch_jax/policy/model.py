@@ -181,7 +181,7 @@ def bind(config: ModelConfig, params: Params) -> Decoder:
     else:
         layers = {index: complete(layer, frequencies[index]) for index, layer in layers.items()}
     # What the head keeps beside the embedding is for `logits` alone.
-    state = {name: value for name, value in params.items() if name != "head_columns"} | {"layers": layers}
+    state = {name: value for name, value in params.items() if name != "head_copy"} | {"layers": layers}
     return nnx.merge(_graph(config, stacked, "head" in params), nnx.State(state))
 
 
@@ -300,5 +300,5 @@ def logits(params: Params, hidden: jax.Array) -> jax.Array:
         kernel = params["head"]["kernel"]
     else:
         embedding = params["embed"]["embedding"]
-        kernel = embedding.T if isinstance(embedding, Int8) else Transposed(embedding, params.get("head_columns"))
+        kernel = embedding.T if isinstance(embedding, Int8) else Transposed(embedding, **params.get("head_copy", {}))
     return matmul(hidden, kernel, jnp.promote_types(hidden.dtype, jnp.float32))

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from deepsearch_jax.policy import ModelConfig, quantize_int8, token_log_probs, transpose_kernels, unstack_layers
+from deepsearch_jax.policy import ModelConfig, arrange_kernels, quantize_int8, token_log_probs, unstack_layers
 from deepsearch_jax.runtime.groups import drop_unteachable, node_advantages, pack
 from deepsearch_jax.runtime.rollouts import Group, chunks
 from deepsearch_jax.runtime.settings import RunSettings
@@ -142,11 +142,13 @@ def sampling_params(params: Any, settings: RunSettings, model: ModelConfig) -> A
     unroll, int8 = settings.rollout.unrolls(jax.default_backend()), settings.rollout.int8
     if not unroll and not int8 and model.param_dtype == model.compute_dtype:
         return params
-    return _sampling_params(params, model=model, unroll=unroll, int8=int8)
+    search, devices = settings.search, settings.num_devices or jax.device_count()
+    rows = settings.rollout.num_slots * search.picks_per_step * search.children_per_expansion // devices
+    return _sampling_params(params, model=model, unroll=unroll, int8=int8, rows=max(rows, 1))
 
 
-@functools.partial(jax.jit, static_argnames=("model", "unroll", "int8"))
-def _sampling_params(params: Any, *, model: ModelConfig, unroll: bool, int8: bool) -> Any:
+@functools.partial(jax.jit, static_argnames=("model", "unroll", "int8", "rows"))
+def _sampling_params(params: Any, *, model: ModelConfig, unroll: bool, int8: bool, rows: int) -> Any:
     params = quantize_int8(model, params) if int8 else params
     params = jax.tree.map(lambda leaf: leaf if leaf.dtype == jnp.int8 else leaf.astype(model.compute_dtype), params)
     if not unroll:
@@ -154,7 +156,7 @@ def _sampling_params(params: Any, *, model: ModelConfig, unroll: bool, int8: boo
     # 8-bit weights keep the layout their own product is made for; it needs the head apart.
     if int8:
         return unstack_layers(model, params, copy_head=True)
-    return transpose_kernels(unstack_layers(model, params), copy_head=True)
+    return arrange_kernels(unstack_layers(model, params), rows=rows, copy_head=True)
 
 
 def _mean_metrics(totals: list[dict[str, Any]]) -> dict[str, Any]:
