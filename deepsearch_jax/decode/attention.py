@@ -28,27 +28,32 @@ def tree_attention(
     num_rows, siblings, heads, dim = query.shape
     kv_heads = prefix_keys.shape[1]
     wide = jnp.promote_types(query.dtype, jnp.float32)
+
+    def group(x: jax.Array) -> jax.Array:
+        """[B, K, Hkv, G, ...] -> [B, Hkv, K * G, ...]: all queries that meet the same keys of the prefix."""
+        return x.swapaxes(1, 2).reshape(num_rows, kv_heads, -1, *x.shape[4:])
+
+    def ungroup(x: jax.Array) -> jax.Array:
+        return x.reshape(num_rows, kv_heads, siblings, -1, *x.shape[3:]).swapaxes(1, 2)
+
     query = (query * jnp.asarray(dim**-0.5, query.dtype)).reshape(num_rows, siblings, kv_heads, -1, dim)
-    grouped = query.transpose(0, 2, 1, 3, 4).reshape(num_rows, kv_heads, -1, dim)  # [B, Hkv, K * G, Dh]
-    over_prefix = jnp.einsum("bhqd,bhtd->bhqt", grouped, prefix_keys, preferred_element_type=wide)
+    over_prefix = jnp.einsum("bhqd,bhtd->bhqt", group(query), prefix_keys, preferred_element_type=wide)
     over_prefix = jnp.where(prefix_mask[:, None, None], over_prefix, -jnp.inf)
-    over_prefix = over_prefix.reshape(num_rows, kv_heads, siblings, -1, prefix_mask.shape[1]).transpose(0, 2, 1, 3, 4)
     over_own = jnp.einsum("bkhgd,bkhsd->bkhgs", query, own_keys, preferred_element_type=wide)
     over_own = jnp.where(own_mask[None, None, None, None], over_own, -jnp.inf)
-    top = jnp.maximum(
-        over_prefix.max(axis=-1, keepdims=True, initial=-jnp.inf), over_own.max(axis=-1, keepdims=True)
-    )  # finite: the new token always attends to itself
-    weight_prefix, weight_own = jnp.exp(over_prefix - top), jnp.exp(over_own - top)
-    total = weight_prefix.sum(axis=-1, keepdims=True) + weight_own.sum(axis=-1, keepdims=True)
-    back = weight_prefix.transpose(0, 2, 1, 3, 4).reshape(num_rows, kv_heads, -1, prefix_mask.shape[1])
+    # Finite: the new token always attends to itself.
+    top = jnp.maximum(over_prefix.max(axis=-1, initial=-jnp.inf), group(over_own.max(axis=-1)))
+    weight_prefix = jnp.exp(over_prefix - top[..., None])
+    weight_own = jnp.exp(over_own - ungroup(top)[..., None])
+    total = weight_prefix.sum(axis=-1) + group(weight_own.sum(axis=-1))
     from_prefix = jnp.einsum(
-        "bhqt,bhtd->bhqd", back.astype(prefix_values.dtype), prefix_values, preferred_element_type=wide
+        "bhqt,bhtd->bhqd", weight_prefix.astype(prefix_values.dtype), prefix_values, preferred_element_type=wide
     )
-    from_prefix = from_prefix.reshape(num_rows, kv_heads, siblings, -1, dim).transpose(0, 2, 1, 3, 4)
     from_own = jnp.einsum(
         "bkhgs,bkhsd->bkhgd", weight_own.astype(own_values.dtype), own_values, preferred_element_type=wide
     )
-    return ((from_prefix + from_own) / total).reshape(num_rows, siblings, heads, dim).astype(query.dtype)
+    merged = ungroup(from_prefix) + from_own
+    return (merged / ungroup(total)[..., None]).reshape(num_rows, siblings, heads, dim).astype(query.dtype)
 
 
 def chunk_attention(

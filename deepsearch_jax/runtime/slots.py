@@ -68,7 +68,6 @@ class _Batch:
     view: View | None = None  # of the call in flight
     offered: list[int] = dataclasses.field(default_factory=list)  # problems that the call in flight may take
     deepest: int = 0
-    pages: int = 0
 
 
 class Slots:
@@ -95,6 +94,8 @@ class Slots:
         self._run_key, self._stop_table = run_key, stop_table
         self._verify, self._finish, self._check_stop, self._advance = verify, finish, check_stop, advance
         self._sharding = None if program.mesh is None else NamedSharding(program.mesh, device.ROWS)
+        self._copies = jax.default_backend() != "cpu"
+        self._offers: tuple[list[int], Problems] | None = None
         self.statistics = SlotStatistics()
 
     def run(self, params: Any, prompts: Sequence[Sequence[int]], keys: jax.Array, prompt_length: int) -> None:
@@ -110,6 +111,7 @@ class Slots:
         self._prompts, self._prompt_length = prompts, prompt_length
         self._key_data = np.asarray(jax.random.key_data(keys))
         self._queue = collections.deque(range(len(prompts)))
+        self._offers = None
         grid = (self._size, search.picks_per_step, search.children_per_expansion)
         in_flight: collections.deque[_Batch] = collections.deque()
         num_finished = 0
@@ -125,37 +127,41 @@ class Slots:
             batch = in_flight.popleft()
             assert batch.view is not None
             view = _fetch(batch.view)
-            for row in np.flatnonzero(view.left >= 0):
-                self._finish(int(view.left[row]), view.finished, int(row))
-                num_finished += 1
+            batch.deepest = int(Counters(*view.counters.T).deepest.max())
             taken = set(view.problem.tolist())
             self._queue.extendleft(reversed([index for index in batch.offered if index not in taken]))
-            self._count(batch, view)
-            self._advance(num_finished, self.statistics.generated_tokens)
             if (view.problem >= 0).any() or self._queue:
                 self._dispatch(params, batch, self._verdicts(view))
                 in_flight.append(batch)
+            # The rest is not needed for the next call, which runs meanwhile.
+            self._count(view)
+            num_finished += self._hand_over(view)
+            self._advance(num_finished, self.statistics.generated_tokens)
 
     def _dispatch(self, params: Any, batch: _Batch, outcomes: np.ndarray) -> None:
         """Starts an iteration of the batch and the transfer of what the host will read of it."""
         waiting, batch.offered = self._offer()
         # The children that wait for their verdicts may be one deeper than what was open when they were sampled.
         program = self._program._replace(path_bucket=self._bucket_of(batch.deepest))
-        arguments = (outcomes, waiting)
-        if self._sharding is not None:
-            arguments = jax.device_put(arguments, self._sharding)
-        batch.state, batch.view = _search_iteration(params, batch.state, *arguments, self._stop_table, program=program)
-        # What every iteration reads; finished trees are rare and fetched when there are some.
-        for name in (*_SMALL, "tokens", "path_tokens"):
+        batch.state, batch.view = _search_iteration(
+            params, batch.state, self._placed(outcomes), waiting, self._stop_table, program=program
+        )
+        # What every iteration reads; finished trees are rare and fetched when there are some. On CPU nothing is copied.
+        for name in (*_SMALL, "tokens", "path_tokens") if self._copies else ():
             for leaf in jax.tree.leaves(getattr(batch.view, name)):
                 leaf.copy_to_host_async()
 
     def _offer(self) -> tuple[Problems, list[int]]:
         """The next problems, dealt out over the shards; near the end of the queue each batch is offered its share."""
-        size = self._size // self._shards
-        places = np.full((self._shards, size), -1, np.int32)
         count = min(self._size, -(-len(self._queue) // self._num_batches))
         offered = [self._queue.popleft() for _ in range(count)]
+        if self._offers is None or self._offers[0] != offered:  # most iterations take no problem
+            self._offers = offered, self._problems(offered)
+        return self._offers[1], offered
+
+    def _problems(self, offered: list[int]) -> Problems:
+        size = self._size // self._shards
+        places = np.full((self._shards, size), -1, np.int32)
         for place, problem in enumerate(offered):
             places[place % self._shards, place // self._shards] = problem
         index = places.reshape(-1)
@@ -165,7 +171,11 @@ class Slots:
             prompt = self._prompts[index[row]]
             tokens[row, : len(prompt)], lengths[row] = prompt, len(prompt)
         prompts = device.Prompts(*map(_on_host, (tokens, lengths, self._key_data[np.maximum(index, 0)])))
-        return Problems(_on_host(index), prompts), offered
+        return self._placed(Problems(_on_host(index), prompts))
+
+    def _placed(self, arrays: Any) -> Any:
+        """Host arrays where the compiled call takes them."""
+        return arrays if self._sharding is None else jax.device_put(arrays, self._sharding)
 
     def _verdicts(self, view: View) -> np.ndarray:
         """[B, F, C] int32 outcomes of the new terminals."""
@@ -181,7 +191,16 @@ class Slots:
             outcomes[place] = outcome
         return outcomes
 
-    def _count(self, batch: _Batch, view: View) -> None:
+    def _hand_over(self, view: View) -> int:
+        """Gives the trees that have left to the caller; how many they are."""
+        rows = np.flatnonzero(view.left >= 0)
+        if rows.size:
+            finished = jax.device_get(view.finished)
+            for row in rows:
+                self._finish(int(view.left[row]), finished, int(row))
+        return len(rows)
+
+    def _count(self, view: View) -> None:
         counters, statistics = Counters(*view.counters.T), self.statistics
         statistics.iterations += 1
         statistics.slot_steps += self._size
@@ -190,9 +209,7 @@ class Slots:
         for name in ("expansions", "fed_tokens", "recomputed_tokens", "evictions", "prompt_tokens"):
             setattr(statistics, name, getattr(statistics, name) + int(getattr(counters, name).sum()))
         statistics.entropy += float(counters.entropy.sum())
-        batch.deepest = int(counters.deepest.max())
-        batch.pages = int(counters.resident_pages.sum())
-        statistics.peak_pages = max(statistics.peak_pages, batch.pages)
+        statistics.peak_pages = max(statistics.peak_pages, int(counters.resident_pages.sum()))
 
 
 def _on_host(array: np.ndarray) -> Any:
@@ -203,8 +220,6 @@ def _on_host(array: np.ndarray) -> Any:
 def _fetch(view: View) -> View:
     """Waits for the call and reads of its results what is of any use."""
     view = view._replace(**jax.device_get({name: getattr(view, name) for name in _SMALL}))
-    if (view.left >= 0).any():
-        view = view._replace(finished=jax.device_get(view.finished))
     if view.is_terminal.any():
         tokens, path_tokens = jax.device_get((view.tokens, view.path_tokens))
         view = view._replace(tokens=tokens, path_tokens=path_tokens)
