@@ -9,7 +9,9 @@ A third form decodes the independent sequences as plain JAX code does (`plain_de
 sequence, jax.nn.dot_product_attention over it; its caches lie ready, so that it gathers nothing.
 
 `ratio` of a case: CPU seconds of the independent sequences over those of the siblings; `plain_ratio`: the plain form's
-over them. `attention_ratio`: as `ratio`, after taking off what a call with a path of one page costs in each form. Bytes
+over them. `attention_ratio`: as `ratio`, after taking off what a call with a path of one page costs in each form;
+`ceiling`: `ratio` as it would be if the siblings' attention to their path took no time at all. `encoded_ratio`: as
+`ratio`, with the encoding of the path before the call, once or (the same time again) for every sequence. Bytes
 per token: keys and values that the attention of one step reads, over the K tokens made (own tokens half full on
 average), without the gather, which is shown as bytes per call. The last line is one JSON object; `value` and `ratio`
 are those of the path nearest 2,048.
@@ -27,6 +29,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import engine, plain_decode
+from deepsearch_jax import decode
 from deepsearch_jax.decode import DecodeRequest, DecodeSettings, KVPages
 from deepsearch_jax.policy import ModelConfig, Params
 
@@ -91,6 +94,17 @@ class Plain:
         return time.process_time() - cpu, time.perf_counter() - wall
 
 
+def encode(model: tuple[ModelConfig, Params], path: int) -> float:
+    """CPU seconds in which a path of so many tokens is encoded, the second time."""
+    config, params = model
+    tokens, lengths = jnp.arange(1, path + 1, dtype=jnp.int32)[None], jnp.array([path], jnp.int32)
+    for _ in range(2):
+        pages = decode.init_pages(config, 1, 0, 1, path)
+        start = time.process_time()
+        jax.block_until_ready(engine.prefill(config, params, pages, tokens, lengths, jnp.ones((1,), bool)))
+    return time.process_time() - start
+
+
 def measure(model: tuple[ModelConfig, Params], path: int, options: argparse.Namespace) -> dict[str, Any]:
     siblings, length = options.siblings, options.new_tokens
     forms: dict[str, Form | Plain] = {
@@ -125,6 +139,7 @@ def main() -> None:
     parser.add_argument("--siblings", type=int, default=8)
     parser.add_argument("--new_tokens", type=int, default=64, help="tokens per call; also the tokens of a page")
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--encode", action=argparse.BooleanOptionalAction, default=True, help="time that too")
     options = parser.parse_args()
     for path in options.paths:
         if path % options.new_tokens or path < options.new_tokens:
@@ -137,6 +152,12 @@ def main() -> None:
         case = measure(model, path, options)
         more = {name: case[f"{name}_cpu_s"] - base[f"{name}_cpu_s"] for name in ("tree", "independent")}
         case["attention_ratio"] = round(more["independent"] / more["tree"], 2) if more["tree"] > 0 else None
+        case["ceiling"] = round(case["independent_cpu_s"] / base["tree_cpu_s"], 3)
+        if options.encode:
+            case["encode_cpu_s"] = round(encode(model, path), 3)
+            with_path = [times * case["encode_cpu_s"] for times in (options.siblings, 1)]
+            both = [case[f"{name}_cpu_s"] + more for name, more in zip(("independent", "tree"), with_path)]
+            case["encoded_ratio"] = round(both[0] / both[1], 3)
         cases.append(case)
         print(json.dumps(case), flush=True)
     shown = min(cases, key=lambda case: abs(case["path"] - TARGET_PATH))
