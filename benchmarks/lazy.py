@@ -43,6 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="", help="Hugging Face directory; default: the quick start's tiny policy")
     parser.add_argument("--problems", type=int, default=0, help="default: 128 of the tiny task, 16 of a real model's")
+    parser.add_argument("--first", type=int, default=0, help="number of the first problem")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--slots", type=int, default=0, help="trees searched together; default: the config's")
     parser.add_argument("--ways", nargs="+", help="some of them only")
@@ -52,7 +53,8 @@ def main() -> None:
     made = real_policy(options.model) if options.model else tiny_policy(options.keep)
     paper = settings_of(config, "cpu_paper" if options.model else "paper", model__path=options.model).search
     with closing(made) as policy:
-        problems = list(policy.task.train_problems)[: options.problems or (16 if options.model else 128)]
+        count = options.problems or (16 if options.model else 128)
+        problems = list(policy.task.train_problems)[options.first : options.first + count]
         group_size = policy.settings.rounds.group_size
         cases = []
         for name, search in ways(policy.settings.search, paper).items():

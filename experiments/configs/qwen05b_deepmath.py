@@ -18,8 +18,8 @@ def get_config(variant: str = "gpu") -> ConfigDict:
     config.task.math.evaluation.paths = (f"{data}/eval/math500.jsonl.gz",)
     config.task.math.prompt.max_prompt_length = 512
     if not variant.startswith("cpu"):
-        config.search.max_depth = 12  # 768 tokens a response
-        config.search.capacity = 193
+        config.search.segment_length = 32
+        config.search.max_depth = 24  # 768 tokens a response
     if variant == "paper":
         set_paper(config)  # once more: the deeper trees need room
     return config

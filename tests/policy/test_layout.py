@@ -49,20 +49,21 @@ def test_tile_shapes(size_in, size_out, rows, expected):
     assert tile_shape(size_in, size_out, rows) == expected
 
 
-@pytest.mark.parametrize("rows", [1, 3, TILED_ROWS + 1])
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(("rows", "tied"), [(1, True), (3, False), (TILED_ROWS + 1, True)])
 def test_model_is_the_same_with_arranged_kernels(tied, rows):
     config = policy.ModelConfig.tiny(
-        vocab_size=64, hidden_size=64, intermediate_size=96, head_dim=16, num_heads=4, num_kv_heads=2,
+        vocab_size=64, hidden_size=64, intermediate_size=96, head_dim=16, num_heads=4, num_kv_heads=2, num_layers=1,
         tie_word_embeddings=tied,
     )  # fmt: skip
     params = policy.init_params(config, jax.random.key(0))
     arranged = policy.arrange_kernels(policy.unstack_layers(config, params), rows=rows, copy_head=True)
     tokens = jnp.arange(rows * 5).reshape(rows, 5) % 64
-    expected, got = (
-        policy.logits(p, policy.hidden_states(config, p, tokens, jnp.ones_like(tokens))) for p in (params, arranged)
-    )
-    np.testing.assert_allclose(got, expected, atol=1e-5)
+
+    @jax.jit
+    def logits(params):
+        return policy.logits(params, policy.hidden_states(config, params, tokens, jnp.ones_like(tokens)))
+
+    np.testing.assert_allclose(logits(arranged), logits(params), atol=1e-5)
     kind = policy.Transposed if rows > TILED_ROWS else policy.Tiled
     assert isinstance(arranged["layers"][0]["mlp"]["down"]["kernel"], kind)
 
@@ -74,7 +75,7 @@ def test_stacked_layers_are_refused():
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize(("arranged_for", "rows"), [(1, 1), (1, 3), (2, 2), (2, TILED_ROWS + 1), (TILED_ROWS + 1, 1)])
+@pytest.mark.parametrize(("arranged_for", "rows"), [(1, 1), (1, 3), (2, 2), (2, TILED_ROWS + 1)])
 def test_a_head_kept_in_both_forms_gives_the_same_logits(tied, arranged_for, rows):
     config = policy.ModelConfig.tiny(vocab_size=64, tie_word_embeddings=tied)
     params = policy.init_params(config, jax.random.key(0))
@@ -91,5 +92,3 @@ def test_a_head_kept_in_both_forms_gives_the_same_logits(tied, arranged_for, row
         broken = arranged | {"head": {"kernel": kernel.replace(**copies)}}
     reads_copy = arranged_for == rows
     assert bool(jnp.any(policy.logits(broken, hidden) != 0)) != reads_copy
-    tokens = jnp.array([[1, 2, 3]])
-    assert policy.hidden_states(config, arranged, tokens, jnp.ones_like(tokens)).shape == (1, 3, config.hidden_size)
