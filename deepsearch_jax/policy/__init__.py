@@ -18,6 +18,7 @@ from deepsearch_jax.policy.model import (
     unstack_layers,
 )
 from deepsearch_jax.policy.rope import RopeScaling
+from deepsearch_jax.policy.sharding import bytes_per_device, param_specs, shard_params
 
 __all__ = [
     "SUPPORTED_ARCHITECTURES",
@@ -29,6 +30,7 @@ __all__ = [
     "Transposed",
     "arrange_kernels",
     "bind",
+    "bytes_per_device",
     "hf_tensors",
     "hidden_states",
     "init_params",
@@ -36,10 +38,12 @@ __all__ = [
     "load_config",
     "load_pretrained",
     "logits",
+    "param_specs",
     "quantize_int8",
     "save_pretrained",
     "scan_layers",
     "segment_positions",
+    "shard_params",
     "token_log_probs",
     "unstack_layers",
 ]

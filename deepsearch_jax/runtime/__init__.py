@@ -3,7 +3,8 @@
 from deepsearch_jax.runtime.checkpoints import CheckpointError, CheckpointSettings
 from deepsearch_jax.runtime.evaluate import EvaluationSettings
 from deepsearch_jax.runtime.learning import TooManySkipped
-from deepsearch_jax.runtime.run import build_mesh, build_policy, run
+from deepsearch_jax.runtime.meshes import MeshSettings, build_mesh
+from deepsearch_jax.runtime.run import build_policy, run
 from deepsearch_jax.runtime.settings import RunSettings
 from deepsearch_jax.runtime.tasks import Task, Verdict, build_task
 
@@ -11,6 +12,7 @@ __all__ = [
     "CheckpointError",
     "CheckpointSettings",
     "EvaluationSettings",
+    "MeshSettings",
     "RunSettings",
     "Task",
     "TooManySkipped",

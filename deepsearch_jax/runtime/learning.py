@@ -9,10 +9,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from deepsearch_jax.policy import ModelConfig, arrange_kernels, quantize_int8, token_log_probs, unstack_layers
+from deepsearch_jax.policy import (
+    ModelConfig,
+    arrange_kernels,
+    quantize_int8,
+    shard_params,
+    token_log_probs,
+    unstack_layers,
+)
 from deepsearch_jax.runtime.groups import drop_unteachable, node_advantages, pack
+from deepsearch_jax.runtime.meshes import build_train_mesh
 from deepsearch_jax.runtime.rollouts import Group, chunks
 from deepsearch_jax.runtime.settings import RunSettings
 from deepsearch_jax.training import (
@@ -21,6 +29,7 @@ from deepsearch_jax.training import (
     check_rows,
     compute_log_probs,
     init_train_state,
+    num_row_shards,
     supervised_update,
     update,
 )
@@ -35,9 +44,15 @@ class Learner:
     """Updates of one policy architecture under one set of settings."""
 
     def __init__(self, settings: RunSettings, model: ModelConfig, mesh: Mesh | None, workdir: pathlib.Path):
-        """Raises: ValueError if the smallest batch does not divide among devices and micro-batches."""
-        self.settings, self._model, self._mesh, self._workdir = settings, model, mesh, workdir
-        check_rows(settings.pack.min_rows, 1 if mesh is None else mesh.size, settings.optimizer.micro_batch_rows)
+        """
+        Args:
+          mesh: of the rollouts; the update arranges its devices by settings.mesh.
+        Raises:
+          ValueError: devices or the smallest batch do not divide.
+        """
+        self.settings, self._model, self._workdir = settings, model, workdir
+        self._rollout_mesh, self._mesh = mesh, build_train_mesh(mesh, settings.mesh)
+        check_rows(settings.pack.min_rows, num_row_shards(self._mesh), settings.optimizer.micro_batch_rows)
         is_one_update = settings.rounds.update_problems == settings.rounds.problems_per_step
         # With one update a step the recomputed old log-probs are those of the update's own forward pass.
         self._update_settings = dataclasses.replace(
@@ -49,6 +64,8 @@ class Learner:
 
     def init(self, params: Any) -> TrainState:
         """A train state that has done nothing yet; takes the parameters over."""
+        if self._mesh is not self._rollout_mesh:
+            params = shard_params(self._model, params, self._mesh)
         return init_train_state(params, self.settings.optimizer, self._mesh)
 
     def fresh_optimizer(self, state: TrainState) -> TrainState:
@@ -57,7 +74,10 @@ class Learner:
 
     def sampling_params(self, state: TrainState) -> Any:
         """The parameters as the decode engine likes them; see `sampling_params`."""
-        return sampling_params(state.params, self.settings, self._model)
+        params = state.params
+        if self._mesh is not self._rollout_mesh and self._rollout_mesh is not None:
+            params = jax.device_put(params, NamedSharding(self._rollout_mesh, PartitionSpec()))
+        return sampling_params(params, self.settings, self._model)
 
     def supervised(self, state: TrainState, batch: TokenBatch, learning_rate: float) -> tuple[TrainState, jax.Array]:
         """One step of the warm start; returns its loss."""

@@ -6,11 +6,12 @@ import shutil
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh
+from jax.sharding import Mesh
 
 from deepsearch_jax.policy import ModelConfig, init_params, load_pretrained, save_pretrained
 from deepsearch_jax.runtime.compile_cache import enable_compile_cache
 from deepsearch_jax.runtime.interrupt import Interrupted, StopRequest
+from deepsearch_jax.runtime.meshes import build_mesh
 from deepsearch_jax.runtime.metrics import read_rows
 from deepsearch_jax.runtime.progress import Reporter
 from deepsearch_jax.runtime.report import draw_curves, print_table
@@ -91,22 +92,6 @@ def build_policy(settings: ModelSettings, task: Task, search: SearchSettings, se
         param_dtype=settings.param_dtype, compute_dtype=compute_dtype, remat=settings.remat,
     )  # fmt: skip
     return model, init_params(model, jax.random.fold_in(jax.random.key(seed), _PARAMS_STREAM))
-
-
-def build_mesh(num_devices: int) -> Mesh | None:
-    """A mesh with one axis `data` over the devices, None for one device.
-
-    Raises:
-      ValueError: more devices are asked for than there are.
-    """
-    available = jax.devices()
-    if num_devices > len(available):
-        raise ValueError(f"num_devices={num_devices}, but this machine has {len(available)}; 0 takes all of them")
-    devices = available[: num_devices or len(available)]
-    if len(devices) == 1:
-        return None
-    # Automatic axes: the steps say their specs where they map over shards, the compiler places the rest.
-    return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
 
 
 def _headline(settings: RunSettings, task: Task, params: Any, mesh: Mesh | None) -> str:

@@ -8,6 +8,7 @@ from deepsearch_jax.objective import AdvantageSettings, LossSettings
 from deepsearch_jax.runtime.checkpoints import CheckpointSettings
 from deepsearch_jax.runtime.evaluate import EvaluationSettings
 from deepsearch_jax.runtime.groups import PackSettings
+from deepsearch_jax.runtime.meshes import MeshSettings
 from deepsearch_jax.runtime.rollout_settings import RolloutSettings
 from deepsearch_jax.runtime.tasks import TaskSettings
 from deepsearch_jax.training import UpdateSettings
@@ -133,6 +134,7 @@ class RunSettings:
       log_prob_chunk: tokens whose logits exist at a time in the training forward (memory: this times the vocabulary).
       old_log_probs: "recompute" by the training forward, or from the "sampler".
       num_devices: devices used; 0 takes all.
+      mesh: how the update spreads the parameters over them.
       max_skipped_updates: non-finite updates in a row after which the run stops and saves the batch.
       compile_cache: where compiled programs are kept for the next start: "auto" (below the user's cache directory, or
         where JAX_COMPILATION_CACHE_DIR says), "off", or a directory.
@@ -158,6 +160,7 @@ class RunSettings:
     checkpoint: CheckpointSettings = CheckpointSettings()
     old_log_probs: str = "recompute"
     num_devices: int = 0
+    mesh: MeshSettings = MeshSettings()
     max_skipped_updates: int = 5
     compile_cache: str = "auto"
 

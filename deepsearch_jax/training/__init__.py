@@ -7,6 +7,7 @@ from deepsearch_jax.training.updates import (
     TrainState,
     compute_log_probs,
     init_train_state,
+    num_row_shards,
     supervised_update,
     update,
 )
@@ -20,6 +21,7 @@ __all__ = [
     "init_train_state",
     "learning_rate",
     "make_optimizer",
+    "num_row_shards",
     "num_rows_that_fit",
     "pad_rows",
     "supervised_update",

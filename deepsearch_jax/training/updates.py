@@ -24,7 +24,7 @@ from deepsearch_jax.training.optimizer import UpdateSettings, learning_rate, mak
 from deepsearch_jax.training.rows import check_rows
 from deepsearch_jax.types import TokenBatch
 
-DATA_AXIS = "data"
+DATA_AXIS, FSDP_AXIS = "data", "fsdp"
 
 Params = Any
 # (params, tokens [R, T], segment_ids [R, T]) -> log_probs [R, T], entropy [R, T]. It is a static argument: make it once
@@ -33,6 +33,8 @@ LogProbFn = Callable[[Params, jax.Array, jax.Array], tuple[jax.Array, jax.Array]
 LossFn = Callable[[jax.Array, jax.Array, TokenBatch], LossTerms]
 Metrics = dict[str, jax.Array]
 Tree = TypeVar("Tree")
+# Where the leaves of the state lie, in the order of jax.tree.leaves (parameters first); None where that needs no care.
+Placement = tuple[Any, ...] | None
 
 
 @struct.dataclass
@@ -78,6 +80,15 @@ def init_train_state(params: Params, settings: UpdateSettings, mesh: Mesh | None
     return TrainState(params, on_mesh(opt_state), *(on_mesh(jnp.zeros((), jnp.int32)) for _ in range(3)))
 
 
+def num_row_shards(mesh: Mesh | None) -> int:
+    """Parts that the rows of a batch are cut into: devices along the axes "data" and "fsdp" together.
+
+    Raises:
+      ValueError: the mesh has no axis "data".
+    """
+    return num_data_shards(mesh) * (1 if mesh is None else mesh.shape.get(FSDP_AXIS, 1))
+
+
 def num_data_shards(mesh: Mesh | None) -> int:
     """Devices along the mesh axis "data"; 1 without a mesh.
 
@@ -91,9 +102,18 @@ def num_data_shards(mesh: Mesh | None) -> int:
     return mesh.shape[DATA_AXIS]
 
 
+def _is_mapped(mesh: Mesh | None) -> bool:
+    """Whether the axis "data" is all of the mesh and shards are mapped by hand."""
+    return num_data_shards(mesh) > 1 and mesh is not None and mesh.size == mesh.shape[DATA_AXIS]
+
+
 def _over_shards(function: Callable, mesh: Mesh | None, in_specs: Any, out_specs: Any) -> Callable:
-    """`function` of one shard's rows, mapped over the mesh axis "data"; other mesh axes stay with the compiler."""
-    if num_data_shards(mesh) == 1:
+    """`function` of one shard's rows, mapped over the mesh axis "data".
+
+    Where parameters are spread over other axes too, the compiler cuts the whole batch up along the layouts of its
+    arguments (mapping one axis by hand and leaving the others to it ends XLA's partitioner in jaxlib 0.10).
+    """
+    if not _is_mapped(mesh):
         return function
     # Varying-manual-axes checks are off: the policy comes in as a function and need not know that it is mapped.
     return jax.shard_map(
@@ -101,13 +121,53 @@ def _over_shards(function: Callable, mesh: Mesh | None, in_specs: Any, out_specs
     )
 
 
-def _micro_batches(batch: Tree, micro_batch_rows: int) -> Tree:
-    """[R, ...] leaves to [R / rows, rows, ...]."""
-    return jax.tree.map(lambda x: x.reshape(-1, micro_batch_rows or x.shape[0], *x.shape[1:]), batch)
+def _micro_batches(batch: Tree, settings: UpdateSettings, mesh: Mesh | None) -> Tree:
+    """[R, ...] leaves to [R / rows, rows, ...], the rows of a micro-batch spread over the devices that share them."""
+    parts = 1 if _is_mapped(mesh) else num_row_shards(mesh)
+
+    def split(x: jax.Array) -> jax.Array:
+        rows = settings.micro_batch_rows * parts or x.shape[0]
+        # Every device keeps its rows: they are cut within its own block, which is a row of the first axis.
+        x = x.reshape(parts, -1, rows // parts, *x.shape[1:]).swapaxes(0, 1)
+        x = x.reshape(-1, rows, *x.shape[3:])
+        if parts == 1 or mesh is None:
+            return x
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(None, _row_axes(mesh))))
+
+    return jax.tree.map(split, batch)
+
+
+def _whole_batch(x: jax.Array, mesh: Mesh | None) -> jax.Array:
+    """[R / rows, rows, ...] back to [R, ...] in the order of `_micro_batches`."""
+    parts = 1 if _is_mapped(mesh) else num_row_shards(mesh)
+    return x.reshape(len(x), parts, -1, *x.shape[2:]).swapaxes(0, 1).reshape(-1, *x.shape[2:])
+
+
+def _row_axes(mesh: Mesh) -> tuple[str, ...]:
+    return tuple(axis for axis in (DATA_AXIS, FSDP_AXIS) if axis in mesh.shape)
+
+
+def _placement_of(state: TrainState, mesh: Mesh | None) -> Placement:
+    if mesh is None or _is_mapped(mesh):
+        return None  # everything is everywhere
+    return tuple(leaf.sharding for leaf in jax.tree.leaves(state))
+
+
+def _placed(tree: Tree, structure: Any, placement: Placement) -> Tree:
+    """The leaves laid out like the state's first ones: the parameters, or all of it."""
+    if placement is None:
+        return tree
+    shardings = jax.tree.unflatten(structure, placement[: structure.num_leaves])
+    return jax.lax.with_sharding_constraint(tree, shardings)
 
 
 def _sum_of_gradients(
-    params: Params, batch: TokenBatch, log_prob_fn: LogProbFn, loss_fn: LossFn, settings: UpdateSettings
+    params: Params,
+    batch: TokenBatch,
+    log_prob_fn: LogProbFn,
+    loss_fn: LossFn,
+    settings: UpdateSettings,
+    mesh: Mesh | None,
 ) -> tuple[Params, LossTerms]:
     """Gradient of the weighted sum over one shard's rows, float32 and not divided yet, and the terms of the loss."""
 
@@ -124,7 +184,7 @@ def _sum_of_gradients(
         gradients, terms = gradient(micro_batch)
         return (jax.tree.map(jnp.add, carry[0], gradients), add_terms(carry[1], terms)), None
 
-    micro_batches = _micro_batches(batch, settings.micro_batch_rows)
+    micro_batches = _micro_batches(batch, settings, mesh)
     first = jax.tree.map(lambda x: x[0], micro_batches)
     if micro_batches.tokens.shape[0] == 1:
         return gradient(first)
@@ -139,18 +199,21 @@ def _gradient_step(
     loss_fn: LossFn,
     settings: UpdateSettings,
     mesh: Mesh | None,
+    placement: Placement,
 ) -> tuple[TrainState, Metrics]:
     """The update of all devices; see `update`."""
-    axis = DATA_AXIS if num_data_shards(mesh) > 1 else None
+    axis = DATA_AXIS if _is_mapped(mesh) else None
 
     def shard(params: Params, batch: TokenBatch) -> tuple[Params, LossTerms]:
-        gradients, terms = _sum_of_gradients(params, batch, log_prob_fn, loss_fn, settings)
+        gradients, terms = _sum_of_gradients(params, batch, log_prob_fn, loss_fn, settings, mesh)
         if axis is not None:
             gradients = jax.lax.psum(gradients, axis)
         return gradients, sum_over_axis(terms, axis)
 
     everywhere, rows = PartitionSpec(), PartitionSpec(DATA_AXIS)
     gradients, terms = _over_shards(shard, mesh, (everywhere, rows), (everywhere, everywhere))(state.params, batch)
+    # Each device keeps of the gradient what it keeps of the parameters (ZeRO, arXiv 1910.02054).
+    gradients = _placed(gradients, jax.tree.structure(state.params), placement)
     gradients = jax.tree.map(lambda g: g / divisor(terms.weight), gradients)
     loss, metrics = reduce_loss(terms)
     del metrics["pg_loss"]
@@ -170,6 +233,7 @@ def _gradient_step(
         num_skipped=state.num_skipped + ~is_finite,
         num_skipped_in_a_row=jnp.where(is_applied, 0, state.num_skipped_in_a_row + ~is_finite),
     )
+    new_state = _placed(new_state, jax.tree.structure(state), placement)
     metrics |= {
         "loss": loss,
         "grad_norm": grad_norm,
@@ -180,7 +244,7 @@ def _gradient_step(
 
 
 @functools.partial(
-    jax.jit, static_argnames=("log_prob_fn", "loss_settings", "settings", "mesh"), donate_argnames="state"
+    jax.jit, static_argnames=("log_prob_fn", "loss_settings", "settings", "mesh", "placement"), donate_argnames="state"
 )
 def _update(
     state: TrainState,
@@ -190,23 +254,30 @@ def _update(
     loss_settings: LossSettings,
     settings: UpdateSettings,
     mesh: Mesh | None,
+    placement: Placement,
 ) -> tuple[TrainState, Metrics]:
     def loss_fn(log_probs: jax.Array, entropy: jax.Array, rows: TokenBatch) -> LossTerms:
         old_log_probs = jax.lax.stop_gradient(log_probs) if settings.on_policy else rows.old_log_probs
         is_row = jnp.any(rows.segment_ids != 0, axis=1)
         return tree_grpo_loss(log_probs, old_log_probs, rows.advantages, rows.loss_mask, entropy, loss_settings, is_row)
 
-    return _gradient_step(state, batch, log_prob_fn, loss_fn, settings, mesh)
+    return _gradient_step(state, batch, log_prob_fn, loss_fn, settings, mesh, placement)
 
 
-@functools.partial(jax.jit, static_argnames=("log_prob_fn", "settings", "mesh"), donate_argnames="state")
+@functools.partial(jax.jit, static_argnames=("log_prob_fn", "settings", "mesh", "placement"), donate_argnames="state")
 def _supervised_update(
-    state: TrainState, batch: TokenBatch, *, log_prob_fn: LogProbFn, settings: UpdateSettings, mesh: Mesh | None
+    state: TrainState,
+    batch: TokenBatch,
+    *,
+    log_prob_fn: LogProbFn,
+    settings: UpdateSettings,
+    mesh: Mesh | None,
+    placement: Placement,
 ) -> tuple[TrainState, Metrics]:
     def loss_fn(log_probs: jax.Array, entropy: jax.Array, rows: TokenBatch) -> LossTerms:
         return supervised_loss(log_probs, rows.loss_mask, entropy)
 
-    return _gradient_step(state, batch, log_prob_fn, loss_fn, settings, mesh)
+    return _gradient_step(state, batch, log_prob_fn, loss_fn, settings, mesh, placement)
 
 
 @functools.partial(jax.jit, static_argnames=("log_prob_fn", "settings", "mesh"))
@@ -219,18 +290,20 @@ def _compute_log_probs(
     mesh: Mesh | None,
 ) -> jax.Array:
     def shard(params: Params, rows: tuple[jax.Array, jax.Array]) -> jax.Array:
-        micro_batches = _micro_batches(rows, settings.micro_batch_rows)
+        micro_batches = _micro_batches(rows, settings, mesh)
         log_probs = jax.lax.map(lambda micro_batch: log_prob_fn(params, *micro_batch)[0], micro_batches)
-        return log_probs.reshape(rows[0].shape)
+        return _whole_batch(log_probs, mesh)
 
     by_row = PartitionSpec(DATA_AXIS)
     return _over_shards(shard, mesh, (PartitionSpec(), by_row), by_row)(params, rows)
 
 
 def _place_rows(batch: Tree, num_rows: int, settings: UpdateSettings, mesh: Mesh | None) -> Tree:
-    """Checks that the rows divide and spreads them over the mesh axis "data"."""
-    check_rows(num_rows, num_data_shards(mesh), settings.micro_batch_rows)
-    return batch if mesh is None else jax.device_put(batch, NamedSharding(mesh, PartitionSpec(DATA_AXIS)))
+    """Checks that the rows divide and spreads them over the mesh axes "data" and "fsdp"."""
+    check_rows(num_rows, num_row_shards(mesh), settings.micro_batch_rows)
+    if mesh is None:
+        return batch
+    return jax.device_put(batch, NamedSharding(mesh, PartitionSpec(_row_axes(mesh))))
 
 
 def update(
@@ -249,7 +322,7 @@ def update(
     Args:
       batch: rows that divide among the devices and their micro-batches; rows without any token are only filling.
       log_prob_fn: see `LogProbFn`.
-      mesh: rows are shared along its axis "data"; None = one device.
+      mesh: rows are shared along its axes "data" and "fsdp"; None = one device. Parameters stay laid out as they are.
     Returns: the new state, and a dict of [] float32: loss, grad_norm (before clipping), learning_rate, is_applied
       (bool), and those of `reduce_loss`: entropy, pg_clipfrac, pg_clipfrac_lower, ppo_kl, mean_ratio,
       max_abs_log_ratio, advantage_mean, num_tokens.
@@ -257,7 +330,10 @@ def update(
       ValueError: the rows do not divide.
     """
     batch = _place_rows(batch, batch.tokens.shape[0], settings, mesh)
-    return _update(state, batch, log_prob_fn=log_prob_fn, loss_settings=loss_settings, settings=settings, mesh=mesh)
+    return _update(
+        state, batch, log_prob_fn=log_prob_fn, loss_settings=loss_settings, settings=settings, mesh=mesh,
+        placement=_placement_of(state, mesh),
+    )  # fmt: skip
 
 
 def supervised_update(
@@ -272,7 +348,9 @@ def supervised_update(
     Advantages and old log-probs of the batch are not read.
     """
     batch = _place_rows(batch, batch.tokens.shape[0], settings, mesh)
-    return _supervised_update(state, batch, log_prob_fn=log_prob_fn, settings=settings, mesh=mesh)
+    return _supervised_update(
+        state, batch, log_prob_fn=log_prob_fn, settings=settings, mesh=mesh, placement=_placement_of(state, mesh)
+    )
 
 
 def compute_log_probs(

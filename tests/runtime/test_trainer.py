@@ -3,11 +3,12 @@
 import dataclasses
 import json
 
+import chex
 import jax
 import numpy as np
 import pytest
 
-from deepsearch_jax.runtime import build_mesh, build_policy
+from deepsearch_jax.runtime import MeshSettings, build_mesh, build_policy
 from deepsearch_jax.runtime.interrupt import Interrupted, StopRequest
 from deepsearch_jax.runtime.metrics import MACHINE_KEY, read_rows
 from deepsearch_jax.runtime.progress import Reporter
@@ -257,6 +258,30 @@ def test_eight_devices_run_and_resume(tmp_path):
     assert len(trainer.arrays.cache.tokens.sharding.device_set) == 8
     assert int(trainer.arrays.train.step) > 0
     assert [row["step"] for row in rows(tmp_path) if row["kind"] == "train"] == [1, 2, 3, 4]
+
+
+def test_a_run_with_spread_parameters_resumes_on_one_device_as_it_would_have_gone_on(tmp_path):
+    rounds = dataclasses.replace(SETTINGS.rounds, num_rounds=1, steps_per_round=2)
+    spread = dataclasses.replace(SETTINGS, num_devices=8, mesh=MeshSettings(fsdp=2, tensor=2), rounds=rounds)
+    trainer = finish(make_trainer(tmp_path / "spread", spread))
+    matrix = trainer.arrays.train.params["layers"]["mlp"]["down"]["kernel"]
+    assert matrix.sharding.shard_shape(matrix.shape)[1:] == (matrix.shape[1] // 2, matrix.shape[2] // 2)
+    one = dataclasses.replace(spread, num_devices=1, mesh=MeshSettings())
+    alone = finish(make_trainer(tmp_path / "one", one))
+    for first, second in zip(rows(tmp_path / "spread"), rows(tmp_path / "one"), strict=True):
+        for name in ("loss", "grad_norm", "reward", "generated_tokens", "trained_tokens"):
+            if first.get(name) is not None:
+                np.testing.assert_allclose(first[name], second[name], rtol=1e-4, atol=1e-6, err_msg=name)
+    longer = dataclasses.replace(one, rounds=dataclasses.replace(rounds, steps_per_round=3))
+    resumed = make_trainer(tmp_path / "spread", longer)
+    assert resumed.position.step == 2
+    chex.assert_trees_all_close(resumed.arrays.train.params, alone.arrays.train.params, rtol=1e-3, atol=1e-5)
+    finish(resumed)
+
+
+def test_a_mesh_that_does_not_divide_the_devices_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="must divide the 8 device"):
+        make_trainer(tmp_path, dataclasses.replace(SETTINGS, num_devices=8, mesh=MeshSettings(fsdp=3)))
 
 
 def test_easy_problems_that_stay_lose_their_cached_paths(tmp_path):
