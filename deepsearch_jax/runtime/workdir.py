@@ -13,7 +13,7 @@ from deepsearch_jax.config import differing_keys
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "chex", "numpy", "sympy", "math-verify", "grain")
 
 # Settings that may change between a stop and the next start: they say how long and how to report, not what is computed.
-# A lower rate or clip is the way out of updates that are not finite.
+# Other devices change nothing but rounding. A lower rate or clip is the way out of updates that are not finite.
 FREE_KEYS = (
     "rounds.num_rounds",
     "checkpoint.",
@@ -21,6 +21,8 @@ FREE_KEYS = (
     "optimizer.learning_rate",
     "optimizer.max_grad_norm",
     "compile_cache",
+    "num_devices",
+    "mesh.",
 )
 
 

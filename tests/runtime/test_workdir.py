@@ -37,8 +37,8 @@ def test_another_config_is_refused_by_its_keys(tmp_path):
 
 def test_a_run_may_be_made_longer(tmp_path):
     place = Workdir(tmp_path)
-    place.record_config({"rounds": {"num_rounds": 2}, "checkpoint": {"keep": 1}})
-    place.check_config({"rounds": {"num_rounds": 4}, "checkpoint": {"keep": 2}})
+    place.record_config({"rounds": {"num_rounds": 2}, "checkpoint": {"keep": 1}, "mesh": {"fsdp": 2}, "num_devices": 8})
+    place.check_config({"rounds": {"num_rounds": 4}, "checkpoint": {"keep": 2}, "mesh": {"fsdp": 1}, "num_devices": 0})
     place.close()
 
 
