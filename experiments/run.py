@@ -4,17 +4,22 @@ The same command continues a run that was stopped. SIGTERM (or one Ctrl-C) saves
 """
 
 import difflib
+import os
 import sys
 
+import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from deepsearch_jax.config import from_config, setting_names
-from deepsearch_jax.runtime import CheckpointError, RunSettings, TooManySkipped, run
+from deepsearch_jax.runtime import CheckpointError, RunSettings, TooManySkipped, connect, run
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="Python file with get_config(); a variant follows a colon.", lock_config=True
 )
+COORDINATOR = flags.DEFINE_string("coordinator", "", "host:port of process 0, where several processes share a run.")
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", 0, "Processes of the run; with --coordinator.")
+PROCESS_ID = flags.DEFINE_integer("process_id", -1, "Number of this process, from 0; with --coordinator.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run: config, metrics, checkpoints, curves.")
 
 
@@ -26,12 +31,29 @@ def main(argv: list[str]) -> int:
     if not WORKDIR.value:
         return _complain("--workdir is empty; name the directory of the run")
     try:
+        connect(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
         config = CONFIG.value.to_dict()
         run(from_config(RunSettings, config), config, str(WORKDIR.value))
     except (ValueError, OSError, CheckpointError, TooManySkipped) as error:
         logging.info("the error came from here", exc_info=True)  # shown with --verbosity=0
-        return _complain(str(error))
+        return _leave(_complain(str(error)))
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        logging.info("the error came from here", exc_info=True)
+        text = str(error).splitlines()[0]
+        return _leave(_complain(f"another process of this run has ended or cannot be reached ({text}); start all of "
+                                "them again with the same commands to go on from the last checkpoint"))  # fmt: skip
     return 0
+
+
+def _leave(status: int) -> int:
+    """Ends a process of several at once: the usual way out waits for the others, who may be gone."""
+    if status and jax.process_count() > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return status
 
 
 def parse(argv: list[str]) -> list[str]:

@@ -18,7 +18,7 @@ from deepsearch_jax.policy.model import (
     unstack_layers,
 )
 from deepsearch_jax.policy.rope import RopeScaling
-from deepsearch_jax.policy.sharding import bytes_per_device, param_specs, shard_params
+from deepsearch_jax.policy.sharding import bytes_per_device, param_shardings, param_specs
 
 __all__ = [
     "SUPPORTED_ARCHITECTURES",
@@ -38,12 +38,12 @@ __all__ = [
     "load_config",
     "load_pretrained",
     "logits",
+    "param_shardings",
     "param_specs",
     "quantize_int8",
     "save_pretrained",
     "scan_layers",
     "segment_positions",
-    "shard_params",
     "token_log_probs",
     "unstack_layers",
 ]

@@ -70,16 +70,12 @@ def param_specs(config: ModelConfig, params: Any, mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(of, params)
 
 
-def shard_params(config: ModelConfig, params: Any, mesh: Mesh | None) -> Any:
-    """The parameters where `param_specs` wants them; as they are without a mesh."""
-    if mesh is None:
-        return params
-    shardings = jax.tree.map(
-        lambda spec: NamedSharding(mesh, spec),
-        param_specs(config, params, mesh),
-        is_leaf=lambda leaf: isinstance(leaf, PartitionSpec),
+def param_shardings(config: ModelConfig, params: Any, mesh: Mesh) -> Any:
+    """The layout of every parameter by `param_specs`."""
+    specs = param_specs(config, params, mesh)
+    return jax.tree.map(
+        lambda spec: NamedSharding(mesh, spec), specs, is_leaf=lambda leaf: isinstance(leaf, PartitionSpec)
     )
-    return jax.device_put(params, shardings)
 
 
 def bytes_per_device(params: Any) -> int:

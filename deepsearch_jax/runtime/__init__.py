@@ -4,6 +4,7 @@ from deepsearch_jax.runtime.checkpoints import CheckpointError, CheckpointSettin
 from deepsearch_jax.runtime.evaluate import EvaluationSettings
 from deepsearch_jax.runtime.learning import TooManySkipped
 from deepsearch_jax.runtime.meshes import MeshSettings, build_mesh
+from deepsearch_jax.runtime.processes import connect
 from deepsearch_jax.runtime.run import build_policy, run
 from deepsearch_jax.runtime.settings import RunSettings
 from deepsearch_jax.runtime.tasks import Task, Verdict, build_task
@@ -20,5 +21,6 @@ __all__ = [
     "build_mesh",
     "build_policy",
     "build_task",
+    "connect",
     "run",
 ]

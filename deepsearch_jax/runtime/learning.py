@@ -14,8 +14,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from deepsearch_jax.policy import (
     ModelConfig,
     arrange_kernels,
+    param_shardings,
     quantize_int8,
-    shard_params,
     token_log_probs,
     unstack_layers,
 )
@@ -28,8 +28,10 @@ from deepsearch_jax.training import (
     TrainState,
     check_rows,
     compute_log_probs,
+    gather,
     init_train_state,
     num_row_shards,
+    put,
     supervised_update,
     update,
 )
@@ -43,15 +45,19 @@ class TooManySkipped(RuntimeError):
 class Learner:
     """Updates of one policy architecture under one set of settings."""
 
-    def __init__(self, settings: RunSettings, model: ModelConfig, mesh: Mesh | None, workdir: pathlib.Path):
+    def __init__(
+        self, settings: RunSettings, model: ModelConfig, mesh: Mesh | None, workdir: pathlib.Path, *,
+        rollout_mesh: Mesh | None = None,
+    ):  # fmt: skip
         """
         Args:
-          mesh: of the rollouts; the update arranges its devices by settings.mesh.
+          mesh: the devices of the run; the update arranges them by settings.mesh.
+          rollout_mesh: the devices that this process rolls out on; by default one.
         Raises:
           ValueError: devices or the smallest batch do not divide.
         """
         self.settings, self._model, self._workdir = settings, model, workdir
-        self._rollout_mesh, self._mesh = mesh, build_train_mesh(mesh, settings.mesh)
+        self._rollout_mesh, self._mesh = rollout_mesh, build_train_mesh(mesh, settings.mesh)
         check_rows(settings.pack.min_rows, num_row_shards(self._mesh), settings.optimizer.micro_batch_rows)
         is_one_update = settings.rounds.update_problems == settings.rounds.problems_per_step
         # With one update a step the recomputed old log-probs are those of the update's own forward pass.
@@ -64,8 +70,8 @@ class Learner:
 
     def init(self, params: Any) -> TrainState:
         """A train state that has done nothing yet; takes the parameters over."""
-        if self._mesh is not self._rollout_mesh:
-            params = shard_params(self._model, params, self._mesh)
+        if self._mesh is not None and self._mesh is not self._rollout_mesh:
+            params = put(params, param_shardings(self._model, params, self._mesh))
         return init_train_state(params, self.settings.optimizer, self._mesh)
 
     def fresh_optimizer(self, state: TrainState) -> TrainState:
@@ -74,7 +80,7 @@ class Learner:
 
     def sampling_params(self, state: TrainState) -> Any:
         """The parameters as the decode engine likes them; see `sampling_params`."""
-        params = state.params
+        params = gather(state.params)
         if self._mesh is not self._rollout_mesh and self._rollout_mesh is not None:
             params = jax.device_put(params, NamedSharding(self._rollout_mesh, PartitionSpec()))
         return sampling_params(params, self.settings, self._model)

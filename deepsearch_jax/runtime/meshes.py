@@ -24,13 +24,17 @@ class MeshSettings:
                 raise ValueError(f"mesh.{name}={getattr(self, name)} must be at least 1 device")
 
 
-def build_mesh(num_devices: int) -> Mesh | None:
-    """A mesh with one axis `data` over the devices, None for one device.
+def build_mesh(num_devices: int, *, local: bool = False) -> Mesh | None:
+    """A mesh with one axis `data` over the devices of all processes, None for one device.
 
+    Args:
+      local: over the devices of this process alone.
     Raises:
-      ValueError: more devices are asked for than there are.
+      ValueError: more devices are asked for than there are, or some of those of several processes.
     """
-    available = jax.devices()
+    if num_devices and jax.process_count() > 1:
+        raise ValueError(f"num_devices={num_devices} of several processes: leave it 0 and start fewer processes")
+    available = jax.local_devices() if local else jax.devices()
     if num_devices > len(available):
         raise ValueError(f"num_devices={num_devices}, but this machine has {len(available)}; 0 takes all of them")
     devices = available[: num_devices or len(available)]

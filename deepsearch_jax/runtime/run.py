@@ -7,18 +7,21 @@ from typing import Any
 
 import jax
 from jax.sharding import Mesh
+from rich.console import Console
 
 from deepsearch_jax.policy import ModelConfig, init_params, load_pretrained, save_pretrained
 from deepsearch_jax.runtime.compile_cache import enable_compile_cache
 from deepsearch_jax.runtime.interrupt import Interrupted, StopRequest
 from deepsearch_jax.runtime.meshes import build_mesh
 from deepsearch_jax.runtime.metrics import read_rows
+from deepsearch_jax.runtime.processes import SharedStop, is_first
 from deepsearch_jax.runtime.progress import Reporter
 from deepsearch_jax.runtime.report import draw_curves, print_table
 from deepsearch_jax.runtime.settings import ModelSettings, RunSettings
 from deepsearch_jax.runtime.tasks import Task, build_task
 from deepsearch_jax.runtime.trainer import Trainer
 from deepsearch_jax.runtime.workdir import Workdir
+from deepsearch_jax.training import gather
 from deepsearch_jax.tree import SearchSettings
 
 _TOKENIZER_FILES = ("tokenizer", "vocab", "merges", "chat_template", "special_tokens", "added_tokens")
@@ -41,8 +44,9 @@ def run(settings: RunSettings, config: dict[str, Any], workdir: str | os.PathLik
       CheckpointError: the state could not be saved.
       TooManySkipped: updates were not finite too many times in a row.
     """
-    reporter, stop = Reporter(), StopRequest()
-    place = Workdir(workdir)
+    reporter = Reporter() if is_first() else Reporter(Console(quiet=True))
+    stop = StopRequest() if jax.process_count() == 1 else SharedStop()
+    place = Workdir(workdir, is_owner=is_first())
     task: Task | None = None
     trainer: Trainer | None = None
     stop.install()
@@ -51,11 +55,21 @@ def run(settings: RunSettings, config: dict[str, Any], workdir: str | os.PathLik
         enable_compile_cache(settings.compile_cache)
         task = build_task(settings.task, settings.model.path, settings.seed)
         model, params = build_policy(settings.model, task, settings.search, settings.seed)
-        mesh = build_mesh(settings.num_devices)
+        mesh, rollout_mesh = build_mesh(settings.num_devices), build_mesh(settings.num_devices, local=True)
         reporter.line(_headline(settings, task, params, mesh))
         if skipped := task.statistics().get("skipped_prompts"):
             reporter.line(f"{skipped} problems are left out: their prompts are longer than the limit")
-        trainer = Trainer(settings, task, model, params, place.path, mesh=mesh, reporter=reporter, stop=stop)
+        trainer = Trainer(
+            settings,
+            task,
+            model,
+            params,
+            place.path,
+            mesh=mesh,
+            rollout_mesh=rollout_mesh,
+            reporter=reporter,
+            stop=stop,
+        )
         del params  # the trainer owns them now
         place.record_config(config)
         try:
@@ -106,12 +120,15 @@ def _headline(settings: RunSettings, task: Task, params: Any, mesh: Mesh | None)
 def _finish(
     trainer: Trainer, settings: RunSettings, model: ModelConfig, workdir: pathlib.Path, reporter: Reporter
 ) -> None:
+    params = gather(trainer.arrays.train.params)
+    if not is_first():
+        return
     rows = read_rows(workdir / "metrics.jsonl")
     print_table(reporter.console, rows)
     draw_curves(workdir / "curves.png", rows)
     reporter.line(f"curves: {workdir / 'curves.png'}")
     if settings.model.path:
-        save_pretrained(workdir / "policy", model, trainer.arrays.train.params)
+        save_pretrained(workdir / "policy", model, params)
         for file in pathlib.Path(settings.model.path).iterdir():
             if file.name.startswith(_TOKENIZER_FILES):
                 shutil.copyfile(file, workdir / "policy" / file.name)

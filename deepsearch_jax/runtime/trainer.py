@@ -23,7 +23,8 @@ from deepsearch_jax.runtime.device import problem_keys
 from deepsearch_jax.runtime.evaluate import summarise
 from deepsearch_jax.runtime.interrupt import Interrupted, StopRequest
 from deepsearch_jax.runtime.learning import Learner
-from deepsearch_jax.runtime.metrics import MetricsWriter
+from deepsearch_jax.runtime.metrics import MetricsWriter, SilentMetrics
+from deepsearch_jax.runtime.processes import SharedSampler, is_first, rollout_share
 from deepsearch_jax.runtime.progress import RemainingTime, Reporter, peak_memory_gib
 from deepsearch_jax.runtime.rollout_step import StepRollouts, sample_step
 from deepsearch_jax.runtime.rollouts import Group, Purpose, Sampler
@@ -42,9 +43,13 @@ class Trainer:
 
     def __init__(
         self, settings: RunSettings, task: Task, model: ModelConfig, params: Any, workdir: pathlib.Path, *,
-        mesh: Mesh | None, reporter: Reporter, stop: StopRequest,
+        mesh: Mesh | None, reporter: Reporter, stop: StopRequest, rollout_mesh: Mesh | None = None,
     ):  # fmt: skip
         """Starts anew or from the newest checkpoint of the workdir.
+
+        Args:
+          mesh: all devices of the run.
+          rollout_mesh: those of this process, where there are several; one process rolls out on `mesh`.
 
         Raises:
           ValueError: the training problems are not those of the run being resumed, or sizes do not fit.
@@ -54,14 +59,17 @@ class Trainer:
         self._keys = np.array([problem.key for problem in self.problems], np.int32)
         self._run_key = jax.random.key(settings.seed)
         self._checkpoints = Checkpoints(workdir, settings.checkpoint)
-        self._learner = Learner(settings, model, mesh, workdir)
-        self._sampler = Sampler(
-            task, model, settings.search, settings.rollout, run_key=self._run_key, mesh=mesh,
-            check_stop=stop.check, advance=reporter.advance,
+        is_alone = jax.process_count() == 1
+        rollout_mesh = mesh if is_alone else rollout_mesh
+        self._learner = Learner(settings, model, mesh, workdir, rollout_mesh=rollout_mesh)
+        self._sampler = (Sampler if is_alone else SharedSampler)(
+            task, model, settings.search, rollout_share(settings.rollout), run_key=self._run_key,
+            # Processes look for stops together, and only where all of them come by.
+            mesh=rollout_mesh, check_stop=stop.check if is_alone else lambda: None, advance=reporter.advance,
         )  # fmt: skip
         self._sampler.check_fits(settings.evaluation.max_length or settings.search.max_response_length)
         identity = fingerprint(self.problems)
-        self.arrays = self._initial_arrays(params, mesh)
+        self.arrays = self._initial_arrays(params, rollout_mesh)
         self.position = Position(fingerprint=identity)
         if self._checkpoints.latest is not None:
             self.position = Position(**self._checkpoints.restore_record()["position"])
@@ -70,11 +78,13 @@ class Trainer:
                     f"the training problems are not those that the run in {workdir} was started with; "
                     "restore the problem files or start in a new workdir"
                 )
-            self.arrays = self._checkpoints.restore_arrays(self.arrays)
+            restored = self._checkpoints.restore_arrays(_as_saved(self.arrays))
+            self.arrays = jax.tree.map(_like, restored, self.arrays)
             reporter.line(f"resumed at step {self.position.step} (checkpoint {self._checkpoints.latest})")
         self._sampler.generated_tokens = self.position.generated_tokens
         self._iterator: ProblemIterator | None = None
-        self._metrics = MetricsWriter(workdir, self.position.num_rows)
+        make_metrics = MetricsWriter if is_first() else SilentMetrics
+        self._metrics = make_metrics(workdir, self.position.num_rows)
         self._saved = dataclasses.replace(self.position)
         self._rollout_params: Any = None
 
@@ -337,8 +347,20 @@ class Trainer:
         self._metrics.sync()
         self.position.saves += 1
         record = {"position": dataclasses.asdict(self.position)}
-        self._checkpoints.save(self.position.saves, self.arrays, record, wait=wait)
+        self._checkpoints.save(self.position.saves, _as_saved(self.arrays), record, wait=wait)
         self._saved = dataclasses.replace(self.position)
+
+
+def _as_saved(arrays: RunArrays) -> RunArrays:
+    """What all processes of a run hold alike is saved from the host, once; one process saves its arrays as they are."""
+    if jax.process_count() == 1:
+        return arrays
+    own = {name: jax.tree.map(np.asarray, getattr(arrays, name)) for name in ("cache", "num_correct", "subset")}
+    return dataclasses.replace(arrays, **own)
+
+
+def _like(restored: Any, like: jax.Array) -> jax.Array:
+    return restored if isinstance(restored, jax.Array) else jax.device_put(restored, like.sharding)
 
 
 @jax.jit

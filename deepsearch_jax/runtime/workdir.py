@@ -6,7 +6,7 @@ import json
 import os
 import pathlib
 import platform
-from typing import Any
+from typing import IO, Any
 
 from deepsearch_jax.config import differing_keys
 
@@ -29,13 +29,19 @@ FREE_KEYS = (
 class Workdir:
     """A locked directory; `close` gives the lock back (so does the end of the process)."""
 
-    def __init__(self, path: str | os.PathLike[str]):
+    def __init__(self, path: str | os.PathLike[str], *, is_owner: bool = True):
         """Creates the directory if needed and locks it.
+
+        Args:
+          is_owner: False in all processes of a run but the first, which neither lock nor write.
 
         Raises:
           ValueError: the directory cannot be created or written, or another process runs in it.
         """
         self.path = pathlib.Path(path)
+        self._lock: IO[str] | None = None
+        if not is_owner:
+            return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = open(self.path / ".lock", "a+", encoding="utf-8")  # noqa: SIM115 (held for the whole run)
@@ -66,12 +72,15 @@ class Workdir:
 
     def record_config(self, config: dict[str, Any]) -> None:
         """Saves the resolved config and the package versions; called once the run is known to start."""
+        if self._lock is None:
+            return
         write_json(self.path / "config.json", json.loads(json.dumps(config)))
         versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
         write_json(self.path / "versions.json", {"python": platform.python_version(), **versions})
 
     def close(self) -> None:
-        self._lock.close()
+        if self._lock is not None:
+            self._lock.close()
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

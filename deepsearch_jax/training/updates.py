@@ -21,6 +21,7 @@ from deepsearch_jax.objective import (
     tree_grpo_loss,
 )
 from deepsearch_jax.training.optimizer import UpdateSettings, learning_rate, make_optimizer
+from deepsearch_jax.training.placement import gather, put
 from deepsearch_jax.training.rows import check_rows
 from deepsearch_jax.types import TokenBatch
 
@@ -71,7 +72,7 @@ def init_train_state(params: Params, settings: UpdateSettings, mesh: Mesh | None
 
         def place(leaf: Any) -> jax.Array:
             is_there = isinstance(leaf, jax.Array) and leaf.sharding.device_set == devices
-            return leaf if is_there else jax.device_put(leaf, everywhere)
+            return leaf if is_there else put(leaf, everywhere)
 
         return jax.tree.map(place, tree)
 
@@ -303,7 +304,7 @@ def _place_rows(batch: Tree, num_rows: int, settings: UpdateSettings, mesh: Mesh
     check_rows(num_rows, num_row_shards(mesh), settings.micro_batch_rows)
     if mesh is None:
         return batch
-    return jax.device_put(batch, NamedSharding(mesh, PartitionSpec(_row_axes(mesh))))
+    return put(batch, NamedSharding(mesh, PartitionSpec(_row_axes(mesh))))
 
 
 def update(
@@ -369,4 +370,4 @@ def compute_log_probs(
       ValueError: the rows do not divide.
     """
     rows = _place_rows((tokens, segment_ids), tokens.shape[0], settings, mesh)
-    return _compute_log_probs(params, rows, log_prob_fn=log_prob_fn, settings=settings, mesh=mesh)
+    return gather(_compute_log_probs(params, rows, log_prob_fn=log_prob_fn, settings=settings, mesh=mesh))

@@ -10,7 +10,14 @@ from jax.sharding import AxisType, PartitionSpec
 
 from deepsearch_jax import training
 from deepsearch_jax.objective import LossSettings
-from deepsearch_jax.policy import ModelConfig, bytes_per_device, init_params, param_specs, shard_params, token_log_probs
+from deepsearch_jax.policy import (
+    ModelConfig,
+    bytes_per_device,
+    init_params,
+    param_shardings,
+    param_specs,
+    token_log_probs,
+)
 from deepsearch_jax.training import UpdateSettings
 from deepsearch_jax.types import TokenBatch
 
@@ -34,6 +41,10 @@ def make_batch(num_rows=16, num_tokens=12):
     tokens = rng.integers(0, 32, mask.shape).astype(np.int32)
     old = np.where(mask, rng.normal(size=mask.shape) - 3.5, 0).astype(np.float32)
     return TokenBatch(tokens, segment_ids, mask, rng.normal(size=mask.shape).astype(np.float32), old)
+
+
+def shard_params(config, params, mesh):
+    return params if mesh is None else jax.device_put(params, param_shardings(config, params, mesh))
 
 
 @functools.cache

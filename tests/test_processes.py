@@ -1,0 +1,146 @@
+"""Two processes train together what one trains alone; one that is killed ends the other, and both go on again."""
+
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from deepsearch_jax.runtime.metrics import MACHINE_KEY, read_rows
+from deepsearch_jax.runtime.processes import _is_launched, connect, decode, encode
+from deepsearch_jax.runtime.responses import Group, Response
+from deepsearch_jax.types import Outcome
+from tests.test_run import SMALL
+
+REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+
+# How slots and pages were used depends on who has how many of them.
+OF_THE_SLOTS = {
+    "busy_slot_share", "peak_pages", "page_evictions", "encoded_per_generated", "recomputed_tokens", "iterations"
+}  # fmt: skip
+
+
+def start(tmp_path, workdir, num_processes, *arguments):
+    config = tmp_path / "small.py"
+    config.write_text(SMALL)
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    environment = {**os.environ, "XLA_FLAGS": "", "PYTHONUNBUFFERED": "1", "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    base = [sys.executable, "-m", "experiments.run", f"--config={config}", f"--workdir={workdir}", *arguments]
+    together = [f"--coordinator=localhost:{port}", f"--num_processes={num_processes}"]
+    return [
+        subprocess.Popen(
+            base + ([*together, f"--process_id={number}"] if num_processes > 1 else []), cwd=REPOSITORY,
+            env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )
+        for number in range(num_processes)
+    ]  # fmt: skip
+
+
+def finish(processes, timeout=420):
+    outputs = [process.communicate(timeout=timeout)[0] for process in processes]
+    for process, output in zip(processes, outputs, strict=True):
+        assert process.returncode == 0, output
+    return outputs
+
+
+def rows(workdir):
+    return [{k: v for k, v in row.items() if k != MACHINE_KEY} for row in read_rows(workdir / "metrics.jsonl")]
+
+
+def assert_same_rows(workdir, other):
+    for row, expected in zip(rows(workdir), rows(other), strict=True):
+        assert row.keys() == expected.keys()
+        for name in row.keys() - OF_THE_SLOTS:
+            if isinstance(row[name], float):
+                np.testing.assert_allclose(row[name], expected[name], rtol=2e-3, atol=1e-5, err_msg=name)
+            else:
+                assert row[name] == expected[name], name
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_does_and_survive_a_kill(tmp_path):
+    steps = ("--config.rounds.num_rounds=1", "--config.rounds.steps_per_round=3")
+    finish(start(tmp_path, tmp_path / "one", 1, *steps))
+    outputs = finish(start(tmp_path, tmp_path / "two", 2, *steps))
+    assert "step 3" in outputs[0]
+    assert "step" not in outputs[1]  # one writer
+    assert_same_rows(tmp_path / "two", tmp_path / "one")
+
+    slow = (*steps, "--config.checkpoint.every_steps=1")
+    first, second = start(tmp_path, tmp_path / "killed", 2, *slow)
+    metrics = tmp_path / "killed" / "metrics.jsonl"
+    deadline = time.monotonic() + 300
+    while not (metrics.exists() and any(json.loads(line)["kind"] == "train" for line in metrics.open())):
+        assert time.monotonic() < deadline
+        assert first.poll() is None, first.communicate()[0]
+        time.sleep(0.1)
+    second.send_signal(signal.SIGKILL)
+    second.wait()
+    output = first.communicate(timeout=180)[0]
+    assert first.returncode != 0
+    assert "another process of this run" in output or "distributed service" in output, output
+    finish(start(tmp_path, tmp_path / "killed", 2, *slow))
+    assert_same_rows(tmp_path / "killed", tmp_path / "one")
+
+
+def test_what_processes_tell_each_other_arrives_bit_for_bit():
+    rng = np.random.default_rng(0)
+
+    def response(length, nodes, known):
+        return Response(
+            rng.integers(0, 9, length).astype(np.int32), rng.integers(0, 9, nodes).astype(np.int32),
+            rng.normal(size=nodes).astype(np.float32), rng.normal(size=length).astype(np.float32) if known else None,
+            float(rng.normal()), Outcome.CORRECT, 'ends "so"\n\\boxed{½}', "search",
+        )  # fmt: skip
+
+    groups = [
+        Group(None, [], [response(5, 2, True), response(0, 1, False)], rng.normal(size=3).astype(np.float32)),
+        Group(None, [], []),
+        Group(None, [], [response(3, 3, True)], np.zeros(0, np.float32)),
+    ]
+    got, said = decode(encode(groups, {"tokens": 7}))
+    assert said == {"tokens": 7}
+    for group, (responses, rewards) in zip(groups, got, strict=True):
+        assert (rewards is None) == (group.terminal_rewards is None)
+        if rewards is not None:
+            np.testing.assert_array_equal(rewards, group.terminal_rewards)
+        for expected, other in zip(group.responses, responses, strict=True):
+            for name in ("tokens", "segment_lengths", "node_values", "log_probs"):
+                one, two = getattr(expected, name), getattr(other, name)
+                assert (one is None) == (two is None)
+                if one is not None:
+                    np.testing.assert_array_equal(one, two)
+                    assert one.dtype == two.dtype
+            assert (expected.reward, expected.text, expected.origin) == (other.reward, other.text, other.origin)
+            assert other.outcome is Outcome.CORRECT
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, False),
+        ({"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, False),
+        ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, True),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, True),
+        ({"JOB_COMPLETION_INDEX": "0", "KUBERNETES_SERVICE_HOST": "10.0.0.1"}, True),
+        ({"JOB_COMPLETION_INDEX": "0"}, False),
+        ({"TPU_WORKER_HOSTNAMES": "a"}, False),
+        ({"TPU_WORKER_HOSTNAMES": "a,b"}, True),
+    ],
+)
+def test_launchers_are_found(environment, expected):
+    assert _is_launched(environment) == expected
+
+
+@pytest.mark.parametrize("arguments", [("localhost:1", 0, 0), ("", 2, 0), ("localhost:1", 2, 2), ("", 0, 1)])
+def test_arguments_belong_together(arguments):
+    with pytest.raises(ValueError, match="belong together"):
+        connect(*arguments)
