@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 # Rows of at most this many tokens attend densely. On one CPU core blocks are as fast at 128 tokens, 3 times as fast at
-# 512 and 7 times at 2048, forward and backward (`python -m benchmarks.update --attention`).
+# 512 and 7 times at 2048, forward and backward (`python -m benchmarks.update --prices`).
 DENSE_LENGTH = {"cpu": 128}
 DENSE_ON_ACCELERATORS = 1024  # not measured: there the small products of blocks pay later
 HIDDEN = -1e30  # a score that is never attended to; finite, so that rows of padding stay finite

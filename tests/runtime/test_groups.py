@@ -8,11 +8,13 @@ import pytest
 
 from deepsearch_jax.data.degenerate import DegenerateSettings
 from deepsearch_jax.data.problems import Problem
-from deepsearch_jax.objective import AdvantageSettings
+from deepsearch_jax.objective import AdvantageSettings, LossSettings
+from deepsearch_jax.policy import ModelConfig
 from deepsearch_jax.runtime.groups import PackSettings, drop_unteachable, node_advantages, pack
 from deepsearch_jax.runtime.rollouts import Group, Response, bucket
 from deepsearch_jax.types import Outcome
 
+MODEL = ModelConfig.tiny(vocab_size=32)
 PROBLEM = Problem(key=1, id="a", question="q", answer="1")
 
 
@@ -86,11 +88,11 @@ def test_advantages_do_not_depend_on_the_company():
 
 def test_rows_hold_prompt_response_and_the_advantage_of_each_node():
     tree = group(response(1.0, (2, 1), [0.5, 1.0]), response(-1.0, (3,), [-1.0], log_probs=False))
-    batch, is_known = pack(
-        [tree], [[np.array([0.25, 0.75], np.float32), np.array([-2.0], np.float32)]],
-        PackSettings(row_multiple=4, min_rows=2),
-    )  # fmt: skip
+    advantages = [[np.array([0.25, 0.75], np.float32), np.array([-2.0], np.float32)]]
+    settings = PackSettings(row_multiple=4, min_rows=2, trees="never")
+    batch, is_known, micro_batch_rows = pack([tree], advantages, settings, LossSettings(), MODEL, micro_batch_rows=2)
     assert not is_known
+    assert micro_batch_rows == 2
     assert batch.tokens.shape == (2, 8)
     np.testing.assert_array_equal(batch.tokens[0], [7, 8, 1, 2, 3, 0, 0, 0])
     np.testing.assert_array_equal(batch.segment_ids[0], [1, 1, 1, 1, 1, 0, 0, 0])
@@ -101,10 +103,10 @@ def test_rows_hold_prompt_response_and_the_advantage_of_each_node():
 
 
 def test_the_number_of_rows_is_padded_to_few_shapes():
-    settings = PackSettings(row_multiple=4, min_rows=2)
+    settings = PackSettings(row_multiple=4, min_rows=2, trees="never")
     for count, rows in ((1, 2), (2, 2), (3, 4), (5, 8)):
         tree = group(*[response(1.0) for _ in range(count)])
-        batch, is_known = pack([tree], [[np.ones(1, np.float32)] * count], settings)
+        batch, is_known, _ = pack([tree], [[np.ones(1, np.float32)] * count], settings, LossSettings(), MODEL)
         assert is_known
         assert batch.tokens.shape[0] == rows
         assert not batch.loss_mask[count:].any()
