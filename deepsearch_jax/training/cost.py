@@ -5,9 +5,9 @@ import numpy as np
 from deepsearch_jax.policy import ModelConfig, blocks_for
 
 # Time of a floating point operation in attention relative to one in the layers' large products, by
-# `python -m benchmarks.update --prices` on one CPU core: dense attention writes its weights to memory, blocks stay in
-# the cache.
-DENSE_PRICE = 4.0
+# `python -m benchmarks.update --prices` on one CPU core: dense at 64 to 256 tokens (longer rows
+# are cut into blocks), blocks from 512 tokens on.
+DENSE_PRICE = 1.8
 BLOCK_PRICE = 1.3
 
 

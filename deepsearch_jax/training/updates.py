@@ -82,7 +82,7 @@ def init_train_state(params: Params, settings: UpdateSettings, mesh: Mesh | None
 
 
 def model_inputs(batch: Batch) -> tuple[jax.Array, ...]:
-    """What the policy reads of a batch, all [R, T] int32: tokens and ids, then the form of the trees if there are any."""
+    """What the policy reads of a batch, all [R, T] int32: tokens and ids, then the form of trees if they are any."""
     if isinstance(batch, PackedBatch):
         return batch.tokens, batch.tree_ids, batch.positions, batch.parents, batch.ends
     return batch.tokens, batch.segment_ids

@@ -1,0 +1,85 @@
+"""The short form of `python -m tests.packed_equals_paths`, and what surrounds it: micro-batches, devices, windows."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from deepsearch_jax.objective import LossSettings
+from deepsearch_jax.training import compute_log_probs
+from tests import packed_equals_paths as pep
+from tests.policy.conftest import load_recorded
+
+SHAPE = pep.Shape(width=320, rows=24, packed_length=1536, packed_rows=2)
+
+
+@pytest.mark.parametrize("number", [6, 17])  # means of tokens, capped, with entropy; means of rows on policy
+def test_loss_gradient_and_metrics_are_those_of_the_responses(number):
+    config, params = pep.small_policy()
+    option = list(pep.loss_options())[number]
+    recorded = next(pep.recorded_problems([pep.DATA / "tree_traces.json"], at_least=1, longest=290))[1]
+    for problems in (pep.random_paths(0), recorded):
+        gradient, metrics, name, share = pep.compare(problems, params, config, *option[1:], SHAPE)
+        assert gradient <= pep.TOLERANCE
+        assert metrics <= pep.TOLERANCE, name
+        assert share < 0.9
+
+
+@pytest.fixture(scope="module")
+def two_forms():
+    """Rows of responses and eight rows of trees of the same six problems."""
+    config, params = pep.small_policy()
+    problems = [paths for seed in (1, 2, 3) for paths in pep.random_paths(seed, longest=50)]
+    rows = pep.sampled_log_probs(pep.response_batch(problems, 128, 48), params, config, 1.6)
+    return config, params, rows, pep.packed_batch(problems, rows, LossSettings(), 384, 8)
+
+
+@pytest.mark.parametrize(("num_devices", "micro_batch_rows"), [pytest.param(1, 2, marks=pytest.mark.slow), (8, 1)])
+def test_micro_batches_and_devices_change_nothing(two_forms, num_devices, micro_batch_rows):
+    config, params, rows, packed = two_forms
+    mesh = jax.make_mesh((8,), ("data",)) if num_devices == 8 else None
+    settings = dataclasses.replace(pep.UPDATE, micro_batch_rows=micro_batch_rows)
+    want = pep.gradient_and_metrics(params, rows, config, LossSettings())
+    got = pep.gradient_and_metrics(params, packed, config, LossSettings(), settings, mesh)
+    assert pep.relative_error(got[0], want[0]) <= pep.TOLERANCE
+    assert pep.metric_error(got[1], want[1])[0] <= pep.TOLERANCE
+
+
+def test_old_log_probs_of_trees_are_those_of_the_responses(two_forms):
+    config, params, rows, packed = two_forms
+    fresh = pep.sampled_log_probs(rows, params, config, 0.0)
+    got = np.asarray(compute_log_probs(params, packed, pep.log_prob_fn(config), pep.UPDATE))
+    count = np.asarray(packed.num_paths)
+    np.testing.assert_allclose((got * count).sum(), fresh.old_log_probs.sum(), rtol=1e-5)
+    want = {}
+    for tokens, mask, log_probs in zip(fresh.tokens, fresh.loss_mask, fresh.old_log_probs):
+        want |= {tuple(tokens[: i + 1]): log_probs[i] for i in np.flatnonzero(mask)}
+    assert len(want) == (count > 0).sum()
+    for row in range(8):
+        paths = [()] * packed.tokens.shape[1]
+        for i in np.flatnonzero(packed.tree_ids[row]):
+            parent = packed.parents[row, i]
+            paths[i] = (*(paths[parent] if parent >= 0 else ()), packed.tokens[row, i])
+            if count[row, i]:
+                np.testing.assert_allclose(got[row, i], want[paths[i]], atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    "family", [pytest.param("qwen3", marks=pytest.mark.slow), pytest.param("llama3", marks=pytest.mark.slow), "gemma3"]
+)
+def test_every_family_packs(family):
+    """Gemma's first layer sees 8 tokens back; both forms attend by blocks."""
+    recorded = load_recorded(family)
+    config = dataclasses.replace(recorded.config, remat=True)
+    problems = pep.random_paths(5, longest=60)
+    shape = pep.Shape(width=192, rows=24, packed_length=512, packed_rows=2)
+    gradient, metrics, name, _ = pep.compare(problems, recorded.params, config, LossSettings(), False, shape)
+    assert gradient <= pep.TOLERANCE
+    assert metrics <= pep.TOLERANCE, name
+
+
+@pytest.mark.slow
+def test_many_trees_under_every_option(capsys):
+    assert pep.main([]) == 0
+    assert "passed" in capsys.readouterr().out.splitlines()[-1]
