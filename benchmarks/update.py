@@ -34,7 +34,7 @@ from deepsearch_jax.types import Outcome, PackedBatch
 
 RESPONSES = 8
 MODEL = ModelConfig.tiny(
-    512, hidden_size=256, num_layers=2, num_heads=1, num_kv_heads=1, head_dim=64, intermediate_size=1024,
+    512, hidden_size=256, num_layers=1, num_heads=1, num_kv_heads=1, head_dim=64, intermediate_size=1024,
     max_position_embeddings=16384,
 )  # fmt: skip
 UPDATE = UpdateSettings(learning_rate=1e-4, on_policy=True)
@@ -170,7 +170,7 @@ def main() -> None:
         "--lengths", type=int, nargs="+", default=[512, 1024, 2048, 4096, 8192], help="tokens of a path"
     )
     parser.add_argument("--sharing", type=float, nargs="+", default=[1, 1.5, 2, 4])
-    parser.add_argument("--path_tokens", type=int, default=16384, help="tokens of all responses of a case, at least 8")
+    parser.add_argument("--path_tokens", type=int, default=8192, help="tokens of all responses of a case, at least 8")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--prices", action="store_true")
     options = parser.parse_args()
