@@ -59,3 +59,43 @@ class TokenBatch:
     loss_mask: jax.Array
     advantages: jax.Array
     old_log_probs: jax.Array
+
+
+@struct.dataclass
+class PackedBatch:
+    """Rows of trees for one update: each token of a problem's responses once, however many share it.
+
+    The prompt is the root; a tree lies in a row in depth-first preorder, several trees may share a row, padding is on
+    the right. A token's loss is linear in the sums below, so that it equals that of all its trajectories in a
+    TokenBatch. w is the weight of a trajectory's tokens in the loss (see `objective.path_weights`), A its advantage.
+
+    Attributes:
+      tokens: [R, T] int32 token ids; 0 in padding.
+      tree_ids: [R, T] int32 1, 2, ... for the trees of a row, 0 in padding.
+      positions: [R, T] int32 depth of the token on its path, prompt included, from 0.
+      parents: [R, T] int32 index in the row of the token before it on its path, -1 at a first token and in padding.
+      ends: [R, T] int32 first index behind the subtree of the token: tokens up to there, and only they, attend to it;
+        0 in padding.
+      positive, negative: [R, T] float32 sums over the trajectories through the token of w max(A, 0) and w min(A, 0).
+      weights: [R, T] float32 sum of w; 0 where no trajectory is trained on the token.
+      num_positive, num_negative, num_paths: [R, T] float32 trajectories with A > 0, with A < 0, and all that are
+        trained on the token.
+      advantages: [R, T] float32 sum of A, not weighted.
+      old_log_probs: [R, T] float32 log-prob of the token given its path, under the behaviour policy.
+      divisors: [R] float32 what the row adds to the divisor of the loss.
+    """
+
+    tokens: jax.Array
+    tree_ids: jax.Array
+    positions: jax.Array
+    parents: jax.Array
+    ends: jax.Array
+    positive: jax.Array
+    negative: jax.Array
+    weights: jax.Array
+    num_positive: jax.Array
+    num_negative: jax.Array
+    num_paths: jax.Array
+    advantages: jax.Array
+    old_log_probs: jax.Array
+    divisors: jax.Array

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from deepsearch_jax.objective.advantages import at_least_float32
@@ -46,11 +47,27 @@ class LossTerms:
 
 
 class Surrogate(NamedTuple):
-    """Per token: loss, whether its value is the clipped one, whether the dual clip caps it."""
+    """Per token: loss; whether a positive advantage's share of it is clipped, a negative one's clipped and capped."""
 
     losses: jax.Array
-    is_clipped: jax.Array
+    is_clipped_above: jax.Array
+    is_clipped_below: jax.Array
     is_capped: jax.Array
+
+
+class TokenSums(NamedTuple):
+    """What the trajectories through each token add up to, [R, T] float; 0 at tokens that are not trained on.
+
+    Attributes as those of `PackedBatch` of the same names.
+    """
+
+    positive: jax.Array
+    negative: jax.Array
+    weights: jax.Array
+    num_positive: jax.Array
+    num_negative: jax.Array
+    num_paths: jax.Array
+    advantages: jax.Array
 
 
 def clipped_surrogate(
@@ -73,10 +90,9 @@ def clipped_surrogate(
     lower, upper = jnp.minimum(ratio, clipped), jnp.maximum(ratio, clipped)
     is_capped = jnp.zeros_like(ratio, bool)
     if settings.dual_clip:
-        is_capped = (upper > settings.dual_clip) & (negative < 0)
+        is_capped = upper > settings.dual_clip
         upper = jnp.minimum(upper, settings.dual_clip)
-    is_clipped = ((clipped < ratio) & (positive > 0)) | ((clipped > ratio) & (negative < 0))
-    return Surrogate(-positive * lower - negative * upper, is_clipped, is_capped)
+    return Surrogate(-positive * lower - negative * upper, clipped < ratio, clipped > ratio, is_capped)
 
 
 def token_weights(
@@ -105,6 +121,25 @@ def token_weights(
     return weights / (settings.norm_length or mask.shape[1]), jnp.float32(0)
 
 
+def path_weights(lengths: np.ndarray, settings: LossSettings, row_width: int) -> tuple[np.ndarray, np.ndarray]:
+    """What `token_weights` gives to whole trajectories, on the host: weight of each one's tokens, share of the divisor.
+
+    Args:
+      lengths: [M] int tokens that are trained on.
+      row_width: tokens of the rows that the trajectories would stand in, padding included.
+    Returns: two [M] float64.
+    """
+    lengths, ones = np.asarray(lengths, np.float64), np.ones(len(lengths))
+    match settings.aggregation:
+        case "token_mean":
+            return ones, lengths
+        case "seq_mean_token_sum":
+            return ones, ones
+        case "seq_mean_token_mean":
+            return 1 / np.maximum(lengths, 1), ones
+    return ones / (settings.norm_length or row_width), 0 * ones
+
+
 def tree_grpo_loss(
     log_probs: jax.Array,
     old_log_probs: jax.Array,
@@ -127,31 +162,66 @@ def tree_grpo_loss(
     Raises:
       ValueError: an entropy coefficient is set and no entropy is given.
     """
+    mask = jnp.asarray(mask).astype(bool)
+    advantages = jax.lax.stop_gradient(jnp.where(mask, at_least_float32(advantages), 0))
+    weights, weight = token_weights(mask, settings, row_mask)
+    sums = TokenSums(
+        positive=weights * jnp.maximum(advantages, 0),
+        negative=weights * jnp.minimum(advantages, 0),
+        weights=weights,
+        num_positive=(advantages > 0).astype(jnp.float32),
+        num_negative=(advantages < 0).astype(jnp.float32),
+        num_paths=mask.astype(jnp.float32),
+        advantages=advantages,
+    )
+    return shared_grpo_loss(log_probs, old_log_probs, entropy, sums, weight, settings)
+
+
+def shared_grpo_loss(
+    log_probs: jax.Array,
+    old_log_probs: jax.Array,
+    entropy: jax.Array | None,
+    sums: TokenSums,
+    weight: jax.Array,
+    settings: LossSettings,
+) -> LossTerms:
+    """`tree_grpo_loss` of tokens that may each belong to several trajectories.
+
+    The ratio of a token depends on its path alone, so its trajectories have the same, and the loss is linear in the
+    sums of their positive and of their negative advantages: loss and metrics are those of all trajectories apart.
+
+    Args:
+      log_probs, old_log_probs, entropy: [R, T], as for `tree_grpo_loss`; not read where no trajectory trains the token.
+      sums: what the trajectories add up to, by token; constants.
+      weight: [] float, what the sum of the losses is to be divided by.
+    Raises:
+      ValueError: an entropy coefficient is set and no entropy is given.
+    """
     if entropy is None:
         if settings.entropy_coefficient:
             raise ValueError(f"entropy_coefficient={settings.entropy_coefficient} needs the entropy of the policy")
         entropy = jnp.zeros_like(log_probs)
-    mask = jnp.asarray(mask).astype(bool)
+    constant = jax.lax.stop_gradient
+    mask, sums = sums.num_paths > 0, constant(sums)
     # Masked before anything else is computed: the gradient of a discarded NaN or overflow would still be NaN.
-    log_ratio = jnp.where(mask, at_least_float32(log_probs) - jax.lax.stop_gradient(at_least_float32(old_log_probs)), 0)
-    advantages = jax.lax.stop_gradient(jnp.where(mask, at_least_float32(advantages), 0))
+    log_ratio = jnp.where(mask, at_least_float32(log_probs) - constant(at_least_float32(old_log_probs)), 0)
     entropy = jnp.where(mask, at_least_float32(entropy), 0)
-    surrogate = clipped_surrogate(log_ratio, jnp.maximum(advantages, 0), jnp.minimum(advantages, 0), settings)
+    surrogate = clipped_surrogate(log_ratio, sums.positive, sums.negative, settings)
     losses = surrogate.losses
     if settings.entropy_coefficient:
-        losses = losses - settings.entropy_coefficient * entropy
-    weights, weight = token_weights(mask, settings, row_mask)
-    constant = jax.lax.stop_gradient
+        losses = losses - settings.entropy_coefficient * sums.weights * entropy
+    count = sums.num_paths
+    clipped = surrogate.is_clipped_above * sums.num_positive + surrogate.is_clipped_below * sums.num_negative
     return LossTerms(
-        weighted_sum=jnp.sum(weights * losses),
+        weighted_sum=jnp.sum(losses),
         weight=weight,
-        num_tokens=jnp.sum(mask).astype(jnp.float32),
-        clipped=jnp.sum(surrogate.is_clipped & mask).astype(jnp.float32),
-        capped=jnp.sum(surrogate.is_capped & mask).astype(jnp.float32),
-        log_ratio=constant(jnp.sum(-log_ratio)),
-        ratio=constant(jnp.sum(jnp.where(mask, jnp.exp(jnp.clip(log_ratio, max=MAX_ABS_LOG_RATIO)), 0))),
-        entropy=constant(jnp.sum(entropy)),
-        advantage=jnp.sum(advantages),
+        num_tokens=jnp.sum(count),
+        clipped=jnp.sum(clipped),
+        capped=jnp.sum(surrogate.is_capped * sums.num_negative),
+        log_ratio=constant(jnp.sum(-log_ratio * count)),
+        ratio=constant(jnp.sum(jnp.exp(jnp.clip(log_ratio, max=MAX_ABS_LOG_RATIO)) * count)),
+        entropy=constant(jnp.sum(entropy * count)),
+        advantage=jnp.sum(sums.advantages),
         max_abs_log_ratio=constant(jnp.max(jnp.abs(log_ratio), initial=0)),
     )
 

@@ -1,11 +1,12 @@
 """The policy: a decoder-only language model as pure functions of plain parameters."""
 
+from deepsearch_jax.policy.attention import Blocks, blocks_for, row_attention, segment_ends
 from deepsearch_jax.policy.checkpoint import hf_tensors, load_config, load_pretrained, save_pretrained
 from deepsearch_jax.policy.config import ModelConfig
 from deepsearch_jax.policy.hf_config import SUPPORTED_ARCHITECTURES
 from deepsearch_jax.policy.int8 import Int8, quantize_int8
 from deepsearch_jax.policy.layout import Tiled, Transposed, arrange_kernels
-from deepsearch_jax.policy.log_probs import token_log_probs
+from deepsearch_jax.policy.log_probs import token_log_probs, tree_log_probs
 from deepsearch_jax.policy.model import (
     Params,
     bind,
@@ -22,6 +23,7 @@ from deepsearch_jax.policy.sharding import bytes_per_device, param_shardings, pa
 
 __all__ = [
     "SUPPORTED_ARCHITECTURES",
+    "Blocks",
     "Int8",
     "ModelConfig",
     "Params",
@@ -30,6 +32,7 @@ __all__ = [
     "Transposed",
     "arrange_kernels",
     "bind",
+    "blocks_for",
     "bytes_per_device",
     "hf_tensors",
     "hidden_states",
@@ -41,9 +44,12 @@ __all__ = [
     "param_shardings",
     "param_specs",
     "quantize_int8",
+    "row_attention",
     "save_pretrained",
     "scan_layers",
+    "segment_ends",
     "segment_positions",
     "token_log_probs",
+    "tree_log_probs",
     "unstack_layers",
 ]

@@ -27,13 +27,49 @@ def token_log_probs(
     Returns: two [R, T] float32 arrays, log_probs and entropies in nats; both 0 at the first token of a segment and in
       padding. Differentiable.
     """
-    num_rows, length = tokens.shape
     hidden = hidden_states(config, params, tokens, segment_ids)[:, :-1].reshape(-1, config.hidden_size)
-    targets = tokens[:, 1:].reshape(-1)
+    taken, entropy = _log_probs_after(params, hidden, tokens[:, 1:].reshape(-1), chunk_size, temperature)
+    predicted = (segment_ids[:, 1:] != 0) & (segment_ids[:, 1:] == segment_ids[:, :-1])
+
+    def rows(values: jax.Array) -> jax.Array:
+        return jnp.pad(jnp.where(predicted, values.reshape(predicted.shape), 0), ((0, 0), (1, 0)))
+
+    return rows(taken), rows(entropy)
+
+
+def tree_log_probs(
+    config: ModelConfig,
+    params: Params,
+    tokens: jax.Array,
+    tree_ids: jax.Array,
+    positions: jax.Array,
+    parents: jax.Array,
+    ends: jax.Array,
+    *,
+    chunk_size: int = 1024,
+) -> tuple[jax.Array, jax.Array]:
+    """Log-prob of each token of packed trees given the tokens on its path, and the entropy it was drawn at.
+
+    Memory as in `token_log_probs`.
+    Args:
+      tokens, tree_ids, positions, parents, ends: [R, T] int32, see `PackedBatch`.
+      chunk_size: tokens per chunk.
+    Returns: two [R, T] float32 arrays, both 0 at tokens without a parent. Differentiable.
+    """
+    hidden = hidden_states(config, params, tokens, tree_ids, positions, ends)
+    before = jnp.take_along_axis(hidden, jnp.maximum(parents, 0)[..., None], axis=1).reshape(-1, config.hidden_size)
+    values = _log_probs_after(params, before, tokens.reshape(-1), chunk_size, 1.0)
+    taken, entropy = (jnp.where(parents >= 0, x.reshape(tokens.shape), 0) for x in values)
+    return taken, entropy
+
+
+def _log_probs_after(
+    params: Params, hidden: jax.Array, targets: jax.Array, chunk_size: int, temperature: float
+) -> tuple[jax.Array, jax.Array]:
+    """Log-prob of each target [X] after its hidden state [X, E], and the entropy there; chunk by chunk."""
     num_chunks = max(1, -(-targets.size // chunk_size))
     chunk_size = -(-targets.size // num_chunks)  # even chunks waste less padding
     padding = num_chunks * chunk_size - targets.size
-
     ends = {name: part for name, part in params.items() if name != "layers"}  # the backward pass sums only these
 
     @jax.checkpoint
@@ -47,10 +83,4 @@ def token_log_probs(
         jnp.pad(targets, (0, padding)).reshape(num_chunks, chunk_size),
     )
     taken, entropy = jax.lax.map(lambda chunk: of_chunk(ends, *chunk), chunks)
-    predicted = (segment_ids[:, 1:] != 0) & (segment_ids[:, 1:] == segment_ids[:, :-1])
-
-    def rows(values: jax.Array) -> jax.Array:
-        values = values.reshape(-1)[: targets.size].reshape(num_rows, length - 1)
-        return jnp.pad(jnp.where(predicted, values, 0), ((0, 0), (1, 0)))
-
-    return rows(taken), rows(entropy)
+    return taken.reshape(-1)[: targets.size], entropy.reshape(-1)[: targets.size]

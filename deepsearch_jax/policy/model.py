@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from deepsearch_jax.policy.attention import blocks_for, row_attention, segment_ends
 from deepsearch_jax.policy.config import ModelConfig
 from deepsearch_jax.policy.int8 import Int8, matmul
 from deepsearch_jax.policy.layout import Transposed
@@ -261,34 +262,30 @@ def hidden_states(
     tokens: jax.Array,
     segment_ids: jax.Array,
     positions: jax.Array | None = None,
+    ends: jax.Array | None = None,
 ) -> jax.Array:
     """The decoder's output after the final norm, one causal pass over whole rows.
 
-    A token attends to the tokens before it (and itself) that carry the same segment id; in a layer with a window, to
-    those of them whose position is less than the window behind its own. With `config.remat` each layer is recomputed
-    in the backward pass.
+    A token attends to the tokens before it (and itself) in its segment; in a layer with a window, to those of them
+    whose position is less than the window behind its own. With `ends` the rows hold trees, and a token attends to its
+    ancestors (see `attention`). With `config.remat` each layer is recomputed in the backward pass.
     Args:
       tokens: [R, T] int32.
-      segment_ids: [R, T] int32; 0 is padding.
+      segment_ids: [R, T] int32, runs of equal ids; 0 is padding.
       positions: [R, T] int32; by default counted from 0 within each segment.
+      ends: [R, T] int32 first index behind the subtree of each token, 0 in padding; by default the segment's end.
     Returns: [R, T, E] in the compute dtype; rows of padding hold finite values without meaning.
     """
     chex.assert_equal_shape([tokens, segment_ids])
     decoder = bind(config, params)
-    positions = segment_positions(segment_ids) if positions is None else positions
-    causal = jnp.tril(jnp.ones((tokens.shape[1],) * 2, bool))
-    mask = (segment_ids[:, None, :, None] == segment_ids[:, None, None, :]) & causal[None, None]
-
-    behind = positions[:, None, :, None] - positions[:, None, None, :]
+    places = segment_positions(segment_ids) if positions is None else positions
+    reach, blocks = segment_ends(segment_ids) if ends is None else ends, blocks_for(tokens.shape[1])
 
     def step(layer: DecoderLayer, x: jax.Array, carry: None, index: Any) -> tuple[jax.Array, None]:
-        window = layer_window(config, index)
-        seen = mask if window is None else mask & (behind < window)
-
         def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, None]:
-            return jax.nn.dot_product_attention(query, key, value, mask=seen), None
+            return row_attention(query, key, value, reach, places, layer_window(config, index), blocks), None
 
-        return layer(x, positions, attend)[0], carry
+        return layer(x, places, attend)[0], carry
 
     x, _ = scan_layers(decoder, decoder.embed_tokens(tokens), None, step, remat=config.remat)
     return decoder.final_norm(x)

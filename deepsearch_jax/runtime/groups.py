@@ -3,14 +3,22 @@
 import dataclasses
 import functools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from deepsearch_jax.data.degenerate import DegenerateSettings, is_degenerate
-from deepsearch_jax.objective import AdvantageSettings, tree_advantages
+from deepsearch_jax.objective import AdvantageSettings, LossSettings, tree_advantages
+from deepsearch_jax.policy import ModelConfig
 from deepsearch_jax.runtime.rollouts import Group, bucket
-from deepsearch_jax.types import Outcome, TokenBatch
+from deepsearch_jax.training import Batch, Paths, first_fit, pack_rows, token_tree, update_cost
+from deepsearch_jax.types import Outcome, PackedBatch, TokenBatch
+
+TREES = ("auto", "always", "never")
+# Trees must promise this much less work before "auto" takes them: gathering parents and laying out trees is not in the
+# count. With it no case of `benchmarks.update` was slower than with rows of one response.
+MARGIN = 0.92
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,13 +28,19 @@ class PackSettings:
     Attributes:
       row_multiple: rows are padded to a multiple of this many tokens; each length compiles once.
       min_rows: the number of rows is padded to this times a power of two, so that few shapes are compiled; a multiple
-        of optimizer.micro_batch_rows times the number of devices.
+        of optimizer.micro_batch_rows times the number of devices. Rows of trees, which are fewer and longer, keep to
+        the tokens of a micro-batch instead (one tree at least) and to a multiple of the devices.
+      trees: whether what responses to a problem have in common is computed once: "always", "never", or "auto", which
+        compares the work (`training.update_cost`); the update is the same but for rounding.
     """
 
     row_multiple: int = 64
     min_rows: int = 8
+    trees: str = "auto"
 
     def __post_init__(self) -> None:
+        if self.trees not in TREES:
+            raise ValueError(f"trees={self.trees!r} is not known; choose one of {', '.join(TREES)}")
         if self.row_multiple < 1 or self.min_rows < 1:
             raise ValueError(f"row_multiple={self.row_multiple} and min_rows={self.min_rows} must be at least 1")
 
@@ -111,36 +125,127 @@ def node_advantages(groups: Sequence[Group], settings: AdvantageSettings) -> lis
     ]
 
 
-def pack(
-    groups: Sequence[Group], advantages: Sequence[Sequence[np.ndarray]], settings: PackSettings
-) -> tuple[TokenBatch, bool]:
-    """Rows of prompt and response, padded on the right.
+class Packed(NamedTuple):
+    """The batch of one update.
 
-    Returns:
-      the batch, in host arrays, and whether all old log-probs are known (cached paths have none).
+    Attributes:
+      batch: host arrays; the update places them.
+      is_known: whether all old log-probs are known (cached paths have none).
+      micro_batch_rows: rows of the batch that take the place of the micro-batch asked for; 0 = all at once.
     """
-    rows = [
-        (group.prompt, response, np.repeat(advantage, response.segment_lengths))
+
+    batch: Batch
+    is_known: bool
+    micro_batch_rows: int
+
+
+def pack(
+    groups: Sequence[Group],
+    advantages: Sequence[Sequence[np.ndarray]],
+    settings: PackSettings,
+    loss: LossSettings,
+    model: ModelConfig,
+    *,
+    num_devices: int = 1,
+    micro_batch_rows: int = 0,
+) -> Packed:
+    """One row a response, or trees that hold what responses have in common once, by `settings.trees`.
+
+    Args:
+      advantages: of every node, by group and response; see `node_advantages`.
+      loss: its aggregation is part of the sums of packed trees.
+      model: what the work is counted for.
+    """
+    paths = [
+        Paths(
+            group.prompt,
+            [response.tokens for response in group.responses],
+            [np.repeat(a, r.segment_lengths) for a, r in zip(group_advantages, group.responses, strict=True)],
+            [response.log_probs for response in group.responses],
+        )
         for group, group_advantages in zip(groups, advantages, strict=True)
-        for response, advantage in zip(group.responses, group_advantages, strict=True)
     ]
-    R = settings.min_rows
-    while len(rows) > R:
+    is_known = all(log_probs is not None for some in paths for log_probs in some.log_probs)
+    lengths = np.concatenate([some.lengths for some in paths])
+    R, T = settings.min_rows, bucket(int(lengths.max()), settings.row_multiple)
+    while len(lengths) > R:
         R *= 2
-    T = bucket(max(len(prompt) + len(response.tokens) for prompt, response, _ in rows), settings.row_multiple)
-    tokens, segment_ids = np.zeros((R, T), np.int32), np.zeros((R, T), np.int32)
-    loss_mask = np.zeros((R, T), bool)
-    token_advantages, old_log_probs = np.zeros((R, T), np.float32), np.zeros((R, T), np.float32)
-    is_known = True
-    for r, (prompt, response, advantage) in enumerate(rows):
-        start, end = len(prompt), len(prompt) + len(response.tokens)
-        tokens[r, :start], tokens[r, start:end] = prompt, response.tokens
-        segment_ids[r, :end] = 1
-        loss_mask[r, start:end] = True
-        token_advantages[r, start:end] = advantage
-        if response.log_probs is None:
-            is_known = False
-        else:
-            old_log_probs[r, start:end] = response.log_probs
+    if settings.trees != "never":
+        trees = [token_tree(some, loss, T) for some in paths]
+        layout = choose_layout([len(tree) for tree in trees], settings.row_multiple, num_devices, micro_batch_rows * T)
+        packed = pack_rows(trees, layout.rows, layout.num_rows, layout.length)
+        if settings.trees == "always" or _pays(packed, lengths, (R, T), model):
+            return Packed(packed, is_known, layout.micro_batch_rows)
+    return Packed(_response_rows(paths, R, T), is_known, micro_batch_rows)
+
+
+def _pays(packed: PackedBatch, lengths: np.ndarray, shape: tuple[int, int], model: ModelConfig) -> bool:
+    """Whether trees take less work than rows of one response each."""
+    index = np.broadcast_to(np.arange(shape[1]), shape)
+    whole = np.zeros((shape[0], 1), int)
+    whole[: len(lengths), 0] = lengths
+    by_response = update_cost(model, np.where(index < whole, whole, 0), index)
+    return update_cost(model, np.asarray(packed.ends), np.asarray(packed.positions)) < MARGIN * by_response
+
+
+def fine_bucket(length: int, multiple: int) -> int:
+    """Smallest size that is at least `length`, of those that cut each doubling in eight; a multiple of `multiple`.
+
+    Padding is at most an eighth: with the two steps of `bucket` it could cost what the trees save.
+    """
+    step = max(2 ** ((length - 1).bit_length() - 4), 1)
+    size = -(-length // step) * step
+    return -(-size // multiple) * multiple
+
+
+class Layout(NamedTuple):
+    """Rows that hold all trees: the trees of each, the shape, and how many make a micro-batch (0 = all)."""
+
+    rows: list[list[int]]
+    num_rows: int
+    length: int
+    micro_batch_rows: int
+
+
+def choose_layout(lengths: Sequence[int], multiple: int, num_devices: int, micro_batch_tokens: int) -> Layout:
+    """The row length, of the few that are compiled, that leaves the least padding; the shortest of equals.
+
+    Rows are as long as the longest tree or longer, and no longer than they need to be for one row a device, or for
+    one row a micro-batch where that is more tokens than the longest tree has.
+    Args:
+      lengths: tokens of each tree.
+      multiple: row lengths are `fine_bucket`s of it.
+      micro_batch_tokens: tokens of a device's micro-batch; 0 = no limit.
+    """
+    length = fine_bucket(max(lengths), multiple)
+    limit = min(-(-sum(lengths) // num_devices), micro_batch_tokens or sum(lengths))
+    found: list[Layout] = []
+    while not found or length <= fine_bucket(limit, multiple):
+        rows = first_fit(lengths, length)
+        micro_batch_rows = max(micro_batch_tokens // length, 1) if micro_batch_tokens else 0
+        unit = num_devices * max(micro_batch_rows, 1)
+        num_rows = fine_bucket(-(-len(rows) // unit), 1) * unit
+        found.append(Layout(rows, num_rows, length, micro_batch_rows))
+        length = fine_bucket(length + 1, multiple)
+    return min(found, key=lambda layout: (layout.num_rows * layout.length, layout.length))
+
+
+def _response_rows(all_paths: Sequence[Paths], num_rows: int, length: int) -> TokenBatch:
+    """Rows of prompt and response, padded on the right."""
+    shape = num_rows, length
+    tokens, segment_ids, loss_mask = np.zeros(shape, np.int32), np.zeros(shape, np.int32), np.zeros(shape, bool)
+    token_advantages, old_log_probs = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+    row = 0
+    for paths in all_paths:
+        start = len(paths.prompt)
+        for response, advantage, log_probs in zip(paths.responses, paths.advantages, paths.log_probs, strict=True):
+            end = start + len(response)
+            tokens[row, :start], tokens[row, start:end] = paths.prompt, response
+            segment_ids[row, :end] = 1
+            loss_mask[row, start:end] = True
+            token_advantages[row, start:end] = advantage
+            if log_probs is not None:
+                old_log_probs[row, start:end] = log_probs
+            row += 1
     # Host arrays on purpose: the update places them.
-    return TokenBatch(tokens, segment_ids, loss_mask, token_advantages, old_log_probs), is_known  # type: ignore[arg-type]
+    return TokenBatch(tokens, segment_ids, loss_mask, token_advantages, old_log_probs)  # type: ignore[arg-type]

@@ -17,15 +17,18 @@ from deepsearch_jax.policy import (
     param_shardings,
     quantize_int8,
     token_log_probs,
+    tree_log_probs,
     unstack_layers,
 )
-from deepsearch_jax.runtime.groups import drop_unteachable, node_advantages, pack
+from deepsearch_jax.runtime.groups import Packed, drop_unteachable, node_advantages, pack
 from deepsearch_jax.runtime.meshes import build_train_mesh
 from deepsearch_jax.runtime.rollouts import Group, chunks
 from deepsearch_jax.runtime.settings import RunSettings
 from deepsearch_jax.training import (
+    Batch,
     LogProbFn,
     TrainState,
+    UpdateSettings,
     check_rows,
     compute_log_probs,
     gather,
@@ -35,7 +38,7 @@ from deepsearch_jax.training import (
     supervised_update,
     update,
 )
-from deepsearch_jax.types import TokenBatch
+from deepsearch_jax.types import PackedBatch, TokenBatch
 
 
 class TooManySkipped(RuntimeError):
@@ -66,7 +69,7 @@ class Learner:
             on_policy=settings.optimizer.on_policy or (is_one_update and settings.old_log_probs == "recompute"),
         )
         self._log_prob_fn = _log_prob_fn(model, settings.log_prob_chunk)
-        self._last_batch: TokenBatch | None = None
+        self._last_batch: Batch | None = None
 
     def init(self, params: Any) -> TrainState:
         """A train state that has done nothing yet; takes the parameters over."""
@@ -105,33 +108,42 @@ class Learner:
         advantages = node_advantages(kept, settings.advantage)
         share = settings.rounds.update_problems
         batches = [
-            pack(list(some), list(theirs), settings.pack)
+            pack(
+                list(some),
+                list(theirs),
+                settings.pack,
+                settings.loss,
+                self._model,
+                num_devices=num_row_shards(self._mesh),
+                micro_batch_rows=settings.optimizer.micro_batch_rows,
+            )
             for some, theirs in zip(chunks(kept, share), chunks(advantages, share), strict=True)
         ]
         # The behaviour policy is the one before the first update, so all old log-probs are computed first.
-        ready = [self._with_old_log_probs(state, batch, is_known, values) for batch, is_known in batches]
+        ready = [(self._with_old_log_probs(state, packed, values), self._cut(packed)) for packed in batches]
+        values["processed_tokens"] = sum(batch.tokens.size for batch, _ in ready)
         totals: list[dict[str, Any]] = []
-        for batch in ready:
+        for batch, cut in ready:
             self._last_batch = batch
-            state, metrics = update(state, batch, self._log_prob_fn, settings.loss, self._update_settings, self._mesh)
+            state, metrics = update(state, batch, self._log_prob_fn, settings.loss, cut, self._mesh)
             totals.append(jax.device_get(metrics))
             self._check_skipped(state)
         return state, {**values, **_mean_metrics(totals), "skipped_updates": int(state.num_skipped)}
 
-    def _with_old_log_probs(
-        self, state: TrainState, batch: TokenBatch, is_known: bool, values: dict[str, Any]
-    ) -> TokenBatch:
-        if self._update_settings.on_policy or (self.settings.old_log_probs == "sampler" and is_known):
+    def _cut(self, packed: Packed) -> UpdateSettings:
+        """The update's settings with the micro-batches that fit this batch."""
+        return dataclasses.replace(self._update_settings, micro_batch_rows=packed.micro_batch_rows)
+
+    def _with_old_log_probs(self, state: TrainState, packed: Packed, values: dict[str, Any]) -> Batch:
+        batch = packed.batch
+        if self._update_settings.on_policy or (self.settings.old_log_probs == "sampler" and packed.is_known):
             return batch
-        log_probs = np.asarray(
-            compute_log_probs(
-                state.params, batch.tokens, batch.segment_ids, self._log_prob_fn, self._update_settings, self._mesh
-            )
-        )
-        sampled = np.asarray(batch.loss_mask) & (np.asarray(batch.old_log_probs) != 0)
+        log_probs = np.asarray(compute_log_probs(state.params, batch, self._log_prob_fn, self._cut(packed), self._mesh))
+        trained = batch.num_paths > 0 if isinstance(batch, PackedBatch) else batch.loss_mask
+        sampled = np.asarray(trained) & (np.asarray(batch.old_log_probs) != 0)
         gap = np.abs(log_probs - batch.old_log_probs)[sampled]
         values["max_decode_train_gap"] = max(values["max_decode_train_gap"] or 0.0, float(gap.max(initial=0.0)))
-        old = np.where(batch.loss_mask, log_probs, 0).astype(np.float32)
+        old = np.where(trained, log_probs, 0).astype(np.float32)
         return dataclasses.replace(batch, old_log_probs=old)  # type: ignore[arg-type]  # host arrays on purpose
 
     def _check_skipped(self, state: TrainState) -> None:
@@ -141,10 +153,11 @@ class Learner:
           TooManySkipped: max_skipped_updates of them followed each other; the last batch is saved for inspection.
         """
         in_a_row = int(state.num_skipped_in_a_row)
-        if in_a_row < self.settings.max_skipped_updates or self._last_batch is None:
+        batch = self._last_batch
+        if in_a_row < self.settings.max_skipped_updates or batch is None:
             return
         path = self._workdir / "non_finite_batch.npz"
-        np.savez_compressed(path, **{f.name: getattr(self._last_batch, f.name) for f in dataclasses.fields(TokenBatch)})
+        np.savez_compressed(path, **{f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)})
         raise TooManySkipped(
             f"loss or gradient was not finite in {in_a_row} updates in a row; the last batch is in {path}. "
             "Lower optimizer.learning_rate or optimizer.max_grad_norm and start again in the same workdir"
@@ -158,9 +171,11 @@ def _log_prob_fn(model: ModelConfig, chunk_size: int) -> LogProbFn:
 
 
 def _log_probs(
-    params: Any, tokens: jax.Array, segment_ids: jax.Array, *, model: ModelConfig, chunk_size: int
+    params: Any, tokens: jax.Array, segment_ids: jax.Array, *form: jax.Array, model: ModelConfig, chunk_size: int
 ) -> tuple[jax.Array, jax.Array]:
-    return token_log_probs(model, params, tokens, segment_ids, chunk_size=chunk_size)
+    """Of texts, or of trees where `form` holds their positions, parents and ends."""
+    of = tree_log_probs if form else token_log_probs
+    return of(model, params, tokens, segment_ids, *form, chunk_size=chunk_size)
 
 
 def sampling_params(params: Any, settings: RunSettings, model: ModelConfig) -> Any:

@@ -13,9 +13,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from deepsearch_jax.objective import (
     LossSettings,
     LossTerms,
+    TokenSums,
     add_terms,
     divisor,
     reduce_loss,
+    shared_grpo_loss,
     sum_over_axis,
     supervised_loss,
     tree_grpo_loss,
@@ -23,15 +25,16 @@ from deepsearch_jax.objective import (
 from deepsearch_jax.training.optimizer import UpdateSettings, learning_rate, make_optimizer
 from deepsearch_jax.training.placement import gather, put
 from deepsearch_jax.training.rows import check_rows
-from deepsearch_jax.types import TokenBatch
+from deepsearch_jax.types import PackedBatch, TokenBatch
 
 DATA_AXIS, FSDP_AXIS = "data", "fsdp"
 
 Params = Any
-# (params, tokens [R, T], segment_ids [R, T]) -> log_probs [R, T], entropy [R, T]. It is a static argument: make it once
-# (say by functools.partial) and pass the same object every time, or every call compiles anew.
-LogProbFn = Callable[[Params, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
-LossFn = Callable[[jax.Array, jax.Array, TokenBatch], LossTerms]
+Batch = TokenBatch | PackedBatch
+# (params, *`model_inputs` of the batch) -> log_probs [R, T], entropy [R, T]. It is a static argument: make it once (say
+# by functools.partial) and pass the same object every time, or every call compiles anew.
+LogProbFn = Callable[..., tuple[jax.Array, jax.Array]]
+LossFn = Callable[[jax.Array, jax.Array, Any], LossTerms]  # log_probs, entropy, rows of the batch
 Metrics = dict[str, jax.Array]
 Tree = TypeVar("Tree")
 # Where the leaves of the state lie, in the order of jax.tree.leaves (parameters first); None where that needs no care.
@@ -79,6 +82,13 @@ def init_train_state(params: Params, settings: UpdateSettings, mesh: Mesh | None
     params = on_mesh(params)
     opt_state = make_optimizer(settings).init(params)  # moments are placed like their parameters, its counter is not
     return TrainState(params, on_mesh(opt_state), *(on_mesh(jnp.zeros((), jnp.int32)) for _ in range(3)))
+
+
+def model_inputs(batch: Batch) -> tuple[jax.Array, ...]:
+    """What the policy reads of a batch, all [R, T] int32: tokens and ids, then the form of trees if they are any."""
+    if isinstance(batch, PackedBatch):
+        return batch.tokens, batch.tree_ids, batch.positions, batch.parents, batch.ends
+    return batch.tokens, batch.segment_ids
 
 
 def num_row_shards(mesh: Mesh | None) -> int:
@@ -164,7 +174,7 @@ def _placed(tree: Tree, structure: Any, placement: Placement) -> Tree:
 
 def _sum_of_gradients(
     params: Params,
-    batch: TokenBatch,
+    batch: Batch,
     log_prob_fn: LogProbFn,
     loss_fn: LossFn,
     settings: UpdateSettings,
@@ -172,16 +182,16 @@ def _sum_of_gradients(
 ) -> tuple[Params, LossTerms]:
     """Gradient of the weighted sum over one shard's rows, float32 and not divided yet, and the terms of the loss."""
 
-    def weighted_sum(params: Params, micro_batch: TokenBatch) -> tuple[jax.Array, LossTerms]:
-        log_probs, entropy = log_prob_fn(params, micro_batch.tokens, micro_batch.segment_ids)
+    def weighted_sum(params: Params, micro_batch: Batch) -> tuple[jax.Array, LossTerms]:
+        log_probs, entropy = log_prob_fn(params, *model_inputs(micro_batch))
         terms = loss_fn(log_probs, entropy, micro_batch)
         return terms.weighted_sum, terms
 
-    def gradient(micro_batch: TokenBatch) -> tuple[Params, LossTerms]:
+    def gradient(micro_batch: Batch) -> tuple[Params, LossTerms]:
         gradients, terms = jax.grad(weighted_sum, has_aux=True)(params, micro_batch)
         return jax.tree.map(lambda g: g.astype(jnp.float32), gradients), terms
 
-    def step(carry: tuple[Params, LossTerms], micro_batch: TokenBatch) -> tuple[tuple[Params, LossTerms], None]:
+    def step(carry: tuple[Params, LossTerms], micro_batch: Any) -> tuple[tuple[Params, LossTerms], None]:
         gradients, terms = gradient(micro_batch)
         return (jax.tree.map(jnp.add, carry[0], gradients), add_terms(carry[1], terms)), None
 
@@ -195,7 +205,7 @@ def _sum_of_gradients(
 
 def _gradient_step(
     state: TrainState,
-    batch: TokenBatch,
+    batch: Batch,
     log_prob_fn: LogProbFn,
     loss_fn: LossFn,
     settings: UpdateSettings,
@@ -205,7 +215,7 @@ def _gradient_step(
     """The update of all devices; see `update`."""
     axis = DATA_AXIS if _is_mapped(mesh) else None
 
-    def shard(params: Params, batch: TokenBatch) -> tuple[Params, LossTerms]:
+    def shard(params: Params, batch: Batch) -> tuple[Params, LossTerms]:
         gradients, terms = _sum_of_gradients(params, batch, log_prob_fn, loss_fn, settings, mesh)
         if axis is not None:
             gradients = jax.lax.psum(gradients, axis)
@@ -249,7 +259,7 @@ def _gradient_step(
 )
 def _update(
     state: TrainState,
-    batch: TokenBatch,
+    batch: Batch,
     *,
     log_prob_fn: LogProbFn,
     loss_settings: LossSettings,
@@ -257,8 +267,11 @@ def _update(
     mesh: Mesh | None,
     placement: Placement,
 ) -> tuple[TrainState, Metrics]:
-    def loss_fn(log_probs: jax.Array, entropy: jax.Array, rows: TokenBatch) -> LossTerms:
+    def loss_fn(log_probs: jax.Array, entropy: jax.Array, rows: Batch) -> LossTerms:
         old_log_probs = jax.lax.stop_gradient(log_probs) if settings.on_policy else rows.old_log_probs
+        if isinstance(rows, PackedBatch):
+            sums = TokenSums(*(getattr(rows, name) for name in TokenSums._fields))
+            return shared_grpo_loss(log_probs, old_log_probs, entropy, sums, jnp.sum(rows.divisors), loss_settings)
         is_row = jnp.any(rows.segment_ids != 0, axis=1)
         return tree_grpo_loss(log_probs, old_log_probs, rows.advantages, rows.loss_mask, entropy, loss_settings, is_row)
 
@@ -284,13 +297,13 @@ def _supervised_update(
 @functools.partial(jax.jit, static_argnames=("log_prob_fn", "settings", "mesh"))
 def _compute_log_probs(
     params: Params,
-    rows: tuple[jax.Array, jax.Array],
+    rows: tuple[jax.Array, ...],
     *,
     log_prob_fn: LogProbFn,
     settings: UpdateSettings,
     mesh: Mesh | None,
 ) -> jax.Array:
-    def shard(params: Params, rows: tuple[jax.Array, jax.Array]) -> jax.Array:
+    def shard(params: Params, rows: tuple[jax.Array, ...]) -> jax.Array:
         micro_batches = _micro_batches(rows, settings, mesh)
         log_probs = jax.lax.map(lambda micro_batch: log_prob_fn(params, *micro_batch)[0], micro_batches)
         return _whole_batch(log_probs, mesh)
@@ -309,7 +322,7 @@ def _place_rows(batch: Tree, num_rows: int, settings: UpdateSettings, mesh: Mesh
 
 def update(
     state: TrainState,
-    batch: TokenBatch,
+    batch: Batch,
     log_prob_fn: LogProbFn,
     loss_settings: LossSettings,
     settings: UpdateSettings,
@@ -322,6 +335,7 @@ def update(
 
     Args:
       batch: rows that divide among the devices and their micro-batches; rows without any token are only filling.
+        Packed trees carry the weights of `loss_settings.aggregation` in their sums: pack them with the same settings.
       log_prob_fn: see `LogProbFn`.
       mesh: rows are shared along its axes "data" and "fsdp"; None = one device. Parameters stay laid out as they are.
     Returns: the new state, and a dict of [] float32: loss, grad_norm (before clipping), learning_rate, is_applied
@@ -355,19 +369,12 @@ def supervised_update(
 
 
 def compute_log_probs(
-    params: Params,
-    tokens: jax.Array,
-    segment_ids: jax.Array,
-    log_prob_fn: LogProbFn,
-    settings: UpdateSettings,
-    mesh: Mesh | None = None,
+    params: Params, batch: Batch, log_prob_fn: LogProbFn, settings: UpdateSettings, mesh: Mesh | None = None
 ) -> jax.Array:
     """Old log-probs [R, T] float32 of a batch by the forward pass of the update, in the same micro-batches.
 
-    Args:
-      tokens, segment_ids: [R, T] int32.
     Raises:
       ValueError: the rows do not divide.
     """
-    rows = _place_rows((tokens, segment_ids), tokens.shape[0], settings, mesh)
+    rows = _place_rows(model_inputs(batch), batch.tokens.shape[0], settings, mesh)
     return gather(_compute_log_probs(params, rows, log_prob_fn=log_prob_fn, settings=settings, mesh=mesh))

@@ -8,11 +8,20 @@ import pytest
 
 from deepsearch_jax.data.degenerate import DegenerateSettings
 from deepsearch_jax.data.problems import Problem
-from deepsearch_jax.objective import AdvantageSettings
-from deepsearch_jax.runtime.groups import PackSettings, drop_unteachable, node_advantages, pack
+from deepsearch_jax.objective import AdvantageSettings, LossSettings
+from deepsearch_jax.policy import ModelConfig
+from deepsearch_jax.runtime.groups import (
+    PackSettings,
+    choose_layout,
+    drop_unteachable,
+    fine_bucket,
+    node_advantages,
+    pack,
+)
 from deepsearch_jax.runtime.rollouts import Group, Response, bucket
-from deepsearch_jax.types import Outcome
+from deepsearch_jax.types import Outcome, PackedBatch, TokenBatch
 
+MODEL = ModelConfig.tiny(vocab_size=32)
 PROBLEM = Problem(key=1, id="a", question="q", answer="1")
 
 
@@ -86,11 +95,11 @@ def test_advantages_do_not_depend_on_the_company():
 
 def test_rows_hold_prompt_response_and_the_advantage_of_each_node():
     tree = group(response(1.0, (2, 1), [0.5, 1.0]), response(-1.0, (3,), [-1.0], log_probs=False))
-    batch, is_known = pack(
-        [tree], [[np.array([0.25, 0.75], np.float32), np.array([-2.0], np.float32)]],
-        PackSettings(row_multiple=4, min_rows=2),
-    )  # fmt: skip
+    advantages = [[np.array([0.25, 0.75], np.float32), np.array([-2.0], np.float32)]]
+    settings = PackSettings(row_multiple=4, min_rows=2, trees="never")
+    batch, is_known, micro_batch_rows = pack([tree], advantages, settings, LossSettings(), MODEL, micro_batch_rows=2)
     assert not is_known
+    assert micro_batch_rows == 2
     assert batch.tokens.shape == (2, 8)
     np.testing.assert_array_equal(batch.tokens[0], [7, 8, 1, 2, 3, 0, 0, 0])
     np.testing.assert_array_equal(batch.segment_ids[0], [1, 1, 1, 1, 1, 0, 0, 0])
@@ -101,10 +110,10 @@ def test_rows_hold_prompt_response_and_the_advantage_of_each_node():
 
 
 def test_the_number_of_rows_is_padded_to_few_shapes():
-    settings = PackSettings(row_multiple=4, min_rows=2)
+    settings = PackSettings(row_multiple=4, min_rows=2, trees="never")
     for count, rows in ((1, 2), (2, 2), (3, 4), (5, 8)):
         tree = group(*[response(1.0) for _ in range(count)])
-        batch, is_known = pack([tree], [[np.ones(1, np.float32)] * count], settings)
+        batch, is_known, _ = pack([tree], [[np.ones(1, np.float32)] * count], settings, LossSettings(), MODEL)
         assert is_known
         assert batch.tokens.shape[0] == rows
         assert not batch.loss_mask[count:].any()
@@ -127,4 +136,64 @@ def test_a_bucket_is_a_multiple_that_fits_and_wastes_less_than_half():
 def test_settings_name_what_is_wrong():
     with pytest.raises(ValueError, match="row_multiple=0"):
         PackSettings(row_multiple=0)
+    with pytest.raises(ValueError, match="trees='sometimes'"):
+        PackSettings(trees="sometimes")
     assert dataclasses.asdict(PackSettings())["min_rows"] > 0
+
+
+def shared_group(num_responses=4, shared=200, own=56):
+    beginning = tuple(range(shared))
+    responses = []
+    for number in range(num_responses):
+        one = response(float(number % 2), (shared, own))
+        one.tokens = np.array([*beginning, *(np.arange(own) + number)], np.int32) % 32
+        one.log_probs = None
+        responses.append(one)
+    return group(*responses)
+
+
+WIDE = ModelConfig.tiny(vocab_size=32, hidden_size=128, num_heads=2)
+
+
+@pytest.mark.parametrize(
+    ("trees", "shared", "is_packed"),
+    [("auto", 200, True), ("auto", 0, False), ("always", 0, True), ("never", 200, False)],
+)
+def test_trees_are_packed_where_they_share_or_where_asked_for(trees, shared, is_packed):
+    groups = [shared_group(shared=shared, own=256 - shared)] * 4
+    advantages = [[np.ones(2, np.float32)] * 4] * 4
+    settings = PackSettings(row_multiple=64, min_rows=4, trees=trees)
+    packed = pack(groups, advantages, settings, LossSettings(), WIDE)
+    assert isinstance(packed.batch, PackedBatch) == is_packed
+    if is_packed and shared:
+        assert packed.batch.tokens.size < 0.6 * 16 * 320
+        assert packed.batch.num_paths.sum() == 16 * 256
+
+
+def test_short_responses_that_share_only_a_prompt_stay_rows():
+    groups = [group(*[response(1.0, (62,), first_token=10 * n) for n in range(4)], prompt=(7, 8))] * 4
+    packed = pack(groups, [[np.ones(1, np.float32)] * 4] * 4, PackSettings(min_rows=4), LossSettings(), WIDE)
+    assert isinstance(packed.batch, TokenBatch)
+
+
+def test_row_lengths_leave_little_padding_and_keep_to_the_micro_batch():
+    # One row of everything: 1000 tokens in the 1024 of eighths of a doubling.
+    assert choose_layout([400, 300, 300], 64, 1, 0)[1:] == (1, 1024, 0)
+    # Two devices: 400 + 100 and 300 in rows of 512.
+    assert choose_layout([400, 300, 100], 64, 2, 0)[1:] == (2, 448, 0)
+    # A micro-batch of 512 tokens: one row of at most 512 at a time, though one of 1024 would do for all.
+    assert choose_layout([300, 200, 250, 250], 64, 1, 512)[1:] == (2, 512, 1)
+    # A tree longer than the micro-batch gets a row that holds it.
+    layout = choose_layout([900, 100], 64, 1, 512)
+    assert layout.length >= 900
+    assert layout.micro_batch_rows == 1
+
+
+@pytest.mark.parametrize("multiple", [1, 64])
+def test_fine_sizes_are_few_and_waste_an_eighth_at_most(multiple):
+    sizes = {fine_bucket(length, multiple) for length in range(1, 4097)}
+    assert len([size for size in sizes if 1024 < size <= 4096]) == 16
+    for length in range(1, 4097):
+        size = fine_bucket(length, multiple)
+        assert length <= size <= max(length * 9 / 8, length + multiple)
+        assert size % multiple == 0

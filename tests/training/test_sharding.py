@@ -53,7 +53,7 @@ def run(shape):
     mesh, params = None if shape is None else make_mesh(shape), init_params(CONFIG, jax.random.key(0))
     state = training.init_train_state(shard_params(CONFIG, params, mesh), SETTINGS, mesh)
     batch = make_batch()
-    old = training.compute_log_probs(state.params, batch.tokens, batch.segment_ids, log_prob_fn, SETTINGS, mesh)
+    old = training.compute_log_probs(state.params, batch, log_prob_fn, SETTINGS, mesh)
     for _ in range(2):
         state, metrics = training.update(state, batch, log_prob_fn, LossSettings(), SETTINGS, mesh)
     return state, metrics, old

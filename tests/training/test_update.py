@@ -176,7 +176,7 @@ def test_on_policy_ratios_need_no_old_log_probs():
     settings = UpdateSettings(learning_rate=0.1, warmup_steps=2, max_grad_norm=0.3, on_policy=True)
     garbage = batch.replace(old_log_probs=np.full_like(batch.old_log_probs, np.nan))
     got = training.update(start(), garbage, log_prob_fn, LOSS, settings)
-    old = training.compute_log_probs(init_params(), batch.tokens, batch.segment_ids, log_prob_fn, SETTINGS)
+    old = training.compute_log_probs(init_params(), batch, log_prob_fn, SETTINGS)
     expected = training.update(start(), batch.replace(old_log_probs=old), log_prob_fn, LOSS, SETTINGS)
     chex.assert_trees_all_close(got, expected, rtol=1e-5, atol=1e-6)
     assert got[1]["mean_ratio"] == 1
@@ -223,13 +223,9 @@ def test_rows_that_do_not_divide_are_refused_with_the_size_that_fits():
     with pytest.raises(ValueError, match=r"16 rows .* 1 devices .* 5 rows; .* is 20"):
         training.supervised_update(start(), make_batch(), log_prob_fn, settings)
     with pytest.raises(ValueError, match="16 rows"):
-        training.compute_log_probs(init_params(), *_rows(make_batch()), log_prob_fn, settings)
+        training.compute_log_probs(init_params(), make_batch(), log_prob_fn, settings)
     with pytest.raises(ValueError, match="axis named 'data'"):
         training.update(start(), make_batch(), log_prob_fn, LOSS, SETTINGS, jax.make_mesh((8,), ("batch",)))
-
-
-def _rows(batch):
-    return jnp.array(batch.tokens), jnp.array(batch.segment_ids)
 
 
 POLICY = ModelConfig.tiny(vocab_size=7, hidden_size=16, num_layers=2, num_heads=2)
@@ -248,7 +244,7 @@ def policy_updates():
         mesh = jax.make_mesh((8,), ("data",)) if num_devices == 8 else None
         batch, state = make_batch(), start(POLICY_SETTINGS, mesh, init_policy(POLICY, jax.random.key(0)))
         arguments = (policy_log_probs, LOSS, POLICY_SETTINGS, mesh)
-        old = training.compute_log_probs(state.params, *_rows(batch), policy_log_probs, POLICY_SETTINGS, mesh)
+        old = training.compute_log_probs(state.params, batch, policy_log_probs, POLICY_SETTINGS, mesh)
         batch = batch.replace(old_log_probs=old)
         state, first = training.update(state, batch, *arguments)
         state, second = training.update(state, batch, *arguments)
