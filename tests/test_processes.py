@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from deepsearch_jax.runtime.metrics import MACHINE_KEY, read_rows
-from deepsearch_jax.runtime.processes import _is_launched, connect, decode, encode
+from deepsearch_jax.runtime.processes import _indexed_job, _is_launched, connect, decode, encode
 from deepsearch_jax.runtime.responses import Group, Response
 from deepsearch_jax.types import Outcome
 from tests.test_run import SMALL
@@ -130,14 +130,21 @@ def test_what_processes_tell_each_other_arrives_bit_for_bit():
         ({"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, False),
         ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, True),
         ({"OMPI_COMM_WORLD_SIZE": "2"}, True),
-        ({"JOB_COMPLETION_INDEX": "0", "KUBERNETES_SERVICE_HOST": "10.0.0.1"}, True),
-        ({"JOB_COMPLETION_INDEX": "0"}, False),
         ({"TPU_WORKER_HOSTNAMES": "a"}, False),
         ({"TPU_WORKER_HOSTNAMES": "a,b"}, True),
     ],
 )
 def test_launchers_are_found(environment, expected):
     assert _is_launched(environment) == expected
+
+
+def test_pods_of_an_indexed_job_find_the_first_one():
+    host = "deepsearch-12.service.default.svc.cluster.local"
+    coordinator = "deepsearch-0.service.default.svc.cluster.local:55527"
+    assert _indexed_job("12", host) == (coordinator, 12)
+    for wrong in ("deepsearch-12", "deepsearch-1.service"):
+        with pytest.raises(ValueError, match="headless service"):
+            _indexed_job("12", wrong)
 
 
 @pytest.mark.parametrize("arguments", [("localhost:1", 0, 0), ("", 2, 0), ("localhost:1", 2, 2), ("", 0, 1)])

@@ -9,6 +9,7 @@ import dataclasses
 import io
 import json
 import os
+import socket
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -26,15 +27,20 @@ from deepsearch_jax.types import Outcome
 
 T = TypeVar("T")
 
+_PORT = 55527  # of the coordinator, where nobody chose one
+
 
 def connect(coordinator: str = "", num_processes: int = 0, process_id: int = -1) -> None:
     """Joins the processes of a run before anything touches a device; one process alone does nothing.
 
     Args:
       coordinator: host:port of process 0; empty where a launcher says it (Slurm, Kubernetes, Open MPI, TPU pods).
+      num_processes: all that a Kubernetes indexed job must say; id and coordinator follow from the pod's name.
     Raises:
       ValueError: some of the three are given and others not.
     """
+    if not coordinator and process_id < 0 and num_processes > 1 and "JOB_COMPLETION_INDEX" in os.environ:
+        coordinator, process_id = _indexed_job(os.environ["JOB_COMPLETION_INDEX"], socket.getfqdn())
     if not coordinator and num_processes in (0, 1) and process_id < 0:
         if _is_launched(os.environ):
             jax.distributed.initialize()
@@ -53,9 +59,22 @@ def _is_launched(environment: Mapping[str, str]) -> bool:
         return True
     if int(environment.get("OMPI_COMM_WORLD_SIZE", "1")) > 1:
         return True
-    if "JOB_COMPLETION_INDEX" in environment and "KUBERNETES_SERVICE_HOST" in environment:
-        return True
     return len([name for name in environment.get("TPU_WORKER_HOSTNAMES", "").split(",") if name]) > 1
+
+
+def _indexed_job(index: str, host: str) -> tuple[str, int]:
+    """Coordinator and process id in a pod NAME-INDEX.SERVICE... of an indexed job with a headless service.
+
+    Raises:
+      ValueError: the pod has another name.
+    """
+    pod, _, domain = host.partition(".")
+    if not pod.endswith(f"-{index}") or not domain:
+        raise ValueError(
+            f"the pod of index {index} is called {host!r}, not NAME-{index}.SERVICE...; give the job a headless service "
+            "as its subdomain, or say --coordinator, --num_processes and --process_id"
+        )
+    return f"{pod.removesuffix(index)}0.{domain}:{_PORT}", int(index)
 
 
 def is_first() -> bool:
