@@ -71,8 +71,8 @@ def _indexed_job(index: str, host: str) -> tuple[str, int]:
     pod, _, domain = host.partition(".")
     if not pod.endswith(f"-{index}") or not domain:
         raise ValueError(
-            f"the pod of index {index} is called {host!r}, not NAME-{index}.SERVICE...; give the job a headless service "
-            "as its subdomain, or say --coordinator, --num_processes and --process_id"
+            f"the pod of index {index} is called {host!r}, not NAME-{index}.SERVICE...; give the job a headless "
+            "service as its subdomain, or say --coordinator, --num_processes and --process_id"
         )
     return f"{pod.removesuffix(index)}0.{domain}:{_PORT}", int(index)
 
