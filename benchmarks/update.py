@@ -2,7 +2,7 @@
 
 `python -m benchmarks.update` trains a tiny decoder on problems with 8 responses of equal length that branch near one
 depth, so that (tokens of all responses) / (tokens of the trees) is the sharing factor. Forms: rows with dense
-attention (how rows were computed before there were blocks; up to 4096 tokens), rows, trees, and whichever of the two
+attention (how rows were computed before there were blocks; up to 2048 tokens), rows, trees, and whichever of the two
 `pack.trees = auto` takes. The decoder has one head of 64 at a width of 256: so narrow a model with more heads would
 spend several times the share of its work in attention that one of 0.5B parameters does at the same length.
 Forms run in turn, medians of `--runs`. The last line is one JSON object: `value` is the smallest time ratio of rows to
@@ -179,7 +179,7 @@ def main() -> None:
     cases = []
     for length in options.lengths:
         for sharing in options.sharing:
-            with_dense = length <= 4096 and sharing == options.sharing[-1]
+            with_dense = length <= 2048 and sharing == max(options.sharing)
             cases.append(time_case(length, sharing, options.path_tokens, options.runs, with_dense))
             print(json.dumps(plain(cases[-1])), flush=True)
     long = [case["per_sharing"] for case in cases if case["length"] >= 2048 and case["sharing"] > 1.1]

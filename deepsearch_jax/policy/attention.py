@@ -33,7 +33,7 @@ def blocks_for(length: int) -> Blocks | None:
     backend = jax.default_backend()
     if length <= DENSE_LENGTH.get(backend, DENSE_ON_ACCELERATORS):
         return None
-    # One pair at a time stays in the cache of a CPU core; an accelerator needs many to be busy.
+    # One pair at a time stays in the cache of a CPU core; an accelerator needs many to be busy (not measured).
     return Blocks(64 if length < 512 else 128, 1) if backend == "cpu" else Blocks(128, 64)
 
 

@@ -283,12 +283,15 @@ def hidden_states(
 
     def step(layer: DecoderLayer, x: jax.Array, carry: None, index: Any) -> tuple[jax.Array, None]:
         def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, None]:
-            return row_attention(query, key, value, reach, places, layer_window(config, index), blocks), None
+            query, key, value = (x.reshape(*tokens.shape, *x.shape[1:]) for x in (query, key, value))
+            attended = row_attention(query, key, value, reach, places, layer_window(config, index), blocks)
+            return attended.reshape(-1, *attended.shape[2:]), None
 
-        return layer(x, places, attend)[0], carry
+        return layer(x, places.reshape(-1), attend)[0], carry
 
-    x, _ = scan_layers(decoder, decoder.embed_tokens(tokens), None, step, remat=config.remat)
-    return decoder.final_norm(x)
+    # All but attention takes the tokens of all rows as one list: gradients of the products are a quarter faster on CPU.
+    x, _ = scan_layers(decoder, decoder.embed_tokens(tokens.reshape(-1)), None, step, remat=config.remat)
+    return decoder.final_norm(x).reshape(*tokens.shape, -1)
 
 
 def logits(params: Params, hidden: jax.Array) -> jax.Array:
