@@ -17,6 +17,19 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 
+# Every program compiled for CPU keeps some mappings of memory; past the system's limit (65,530 by default on Linux) the
+# next compilation ends the process.
+_MANY_MAPPINGS = 25_000
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _drop_programs():
+    """Forgets compiled programs between test files once there are very many."""
+    yield
+    mappings = pathlib.Path("/proc/self/maps")
+    if mappings.exists() and mappings.read_bytes().count(b"\n") > _MANY_MAPPINGS:
+        jax.clear_caches()
+
 
 @pytest.fixture(scope="session")
 def shared_dir() -> pathlib.Path:
