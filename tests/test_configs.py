@@ -7,10 +7,11 @@ import pathlib
 import pytest
 
 from deepsearch_jax.config import from_config, setting_names
-from deepsearch_jax.runtime import RunSettings
+from deepsearch_jax.runtime import BenchmarkSettings, RunSettings
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
-CONFIGS = sorted(p.stem for p in (REPOSITORY / "experiments/configs").glob("*.py") if p.stem != "__init__")
+NO_RUNS = ("__init__", "evaluate")
+CONFIGS = sorted(p.stem for p in (REPOSITORY / "experiments/configs").glob("*.py") if p.stem not in NO_RUNS)
 
 
 def variants():
@@ -37,7 +38,15 @@ def test_every_variant_builds_settings(module, variant):
     assert settings.pack.min_rows % shards == 0
 
 
-@pytest.mark.parametrize("name", ["quickstart", "qwen05b_gsm8k", "qwen05b_deepmath"])
+@pytest.mark.parametrize("variant", ["paper", "cpu", "search"])
+def test_every_variant_of_the_evaluation_builds_settings(variant):
+    config = importlib.import_module("experiments.configs.evaluate").get_config(variant)
+    settings = from_config(BenchmarkSettings, config.lock())
+    assert (settings.rollout.temperature, settings.rollout.top_p) == (0.6, 0.95)
+    assert settings.num_samples == (4 if variant == "cpu" else 32)
+
+
+@pytest.mark.parametrize("name", ["quickstart", "qwen05b_gsm8k", "qwen05b_deepmath", "evaluate"])
 def test_an_unknown_variant_is_refused_by_name(name):
     module = importlib.import_module(f"experiments.configs.{name}")
     with pytest.raises(ValueError, match="no variant 'quick'"):

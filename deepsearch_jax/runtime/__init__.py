@@ -1,5 +1,6 @@
 """Every side effect: one search, one round, one run, with its checkpoints, metrics and progress."""
 
+from deepsearch_jax.runtime.benchmarks import BenchmarkSettings, evaluate_benchmarks
 from deepsearch_jax.runtime.checkpoints import CheckpointError, CheckpointSettings
 from deepsearch_jax.runtime.evaluate import EvaluationSettings
 from deepsearch_jax.runtime.learning import TooManySkipped
@@ -10,6 +11,7 @@ from deepsearch_jax.runtime.settings import RunSettings
 from deepsearch_jax.runtime.tasks import Task, Verdict, build_task
 
 __all__ = [
+    "BenchmarkSettings",
     "CheckpointError",
     "CheckpointSettings",
     "EvaluationSettings",
@@ -22,5 +24,6 @@ __all__ = [
     "build_policy",
     "build_task",
     "connect",
+    "evaluate_benchmarks",
     "run",
 ]

@@ -22,6 +22,7 @@ from deepsearch_jax.policy import (
 )
 from deepsearch_jax.runtime.groups import Packed, drop_unteachable, node_advantages, pack
 from deepsearch_jax.runtime.meshes import build_train_mesh
+from deepsearch_jax.runtime.rollout_settings import RolloutSettings
 from deepsearch_jax.runtime.rollouts import Group, chunks
 from deepsearch_jax.runtime.settings import RunSettings
 from deepsearch_jax.training import (
@@ -180,12 +181,17 @@ def _log_probs(
 
 def sampling_params(params: Any, settings: RunSettings, model: ModelConfig) -> Any:
     """Parameters for decoding: compute dtype, layers apart where that is faster, 8 bits where asked for."""
-    unroll, int8 = settings.rollout.unrolls(jax.default_backend()), settings.rollout.int8
-    if not unroll and not int8 and model.param_dtype == model.compute_dtype:
-        return params
     search, devices = settings.search, settings.num_devices or jax.device_count()
     rows = settings.rollout.num_slots * search.picks_per_step * search.children_per_expansion // devices
-    return _sampling_params(params, model=model, unroll=unroll, int8=int8, rows=max(rows, 1))
+    return decoding_params(params, settings.rollout, model, max(rows, 1))
+
+
+def decoding_params(params: Any, rollout: RolloutSettings, model: ModelConfig, rows: int) -> Any:
+    """The same for a decoder that computes `rows` rows at a time on each device."""
+    unroll, int8 = rollout.unrolls(jax.default_backend()), rollout.int8
+    if not unroll and not int8 and model.param_dtype == model.compute_dtype:
+        return params
+    return _sampling_params(params, model=model, unroll=unroll, int8=int8, rows=rows)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "unroll", "int8", "rows"))

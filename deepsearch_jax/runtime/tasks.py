@@ -147,6 +147,8 @@ class MathTask:
         self._scorer = make_scorer(settings.verify)
 
     def _encode(self, problems: list[Problem], settings: PromptSettings) -> list[Problem]:
+        if not problems:
+            return []
         encoded = encode_prompts(problems, self.tokenizer, settings)
         self._num_skipped += encoded.num_skipped
         kept = [problems[index] for index in encoded.kept]

@@ -1,6 +1,7 @@
 """Answer extraction, equivalence of answers, and the worker pool that bounds what a check may cost. No jax."""
 
 from deepsearch_jax.verify.boxed import BoxedScore, score_boxed
+from deepsearch_jax.verify.equivalence import final_answer, same_answer
 from deepsearch_jax.verify.pool import Scorer, VerifierPool, make_scorer, score_math
 from deepsearch_jax.verify.verdict import ScorerStats, Status, Verdict, VerifySettings
 
@@ -12,7 +13,9 @@ __all__ = [
     "Verdict",
     "VerifierPool",
     "VerifySettings",
+    "final_answer",
     "make_scorer",
+    "same_answer",
     "score_boxed",
     "score_math",
 ]
