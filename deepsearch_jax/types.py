@@ -52,6 +52,9 @@ class TokenBatch:
       loss_mask: [R, T] bool True at response tokens that are trained on; False in the prompt and in padding.
       advantages: [R, T] float32 advantage of each token; 0 outside the loss mask.
       old_log_probs: [R, T] float32 log-prob of tokens[:, t] given what precedes it, under the behaviour policy.
+      sampler_log_probs: [R, T] float32 the same as the decode engine computed it when it sampled (of the raw policy, as
+        `Segments.log_probs`), NaN where that is not known; None = nowhere.
+      reference_log_probs: [R, T] float32 the same under the reference policy; None = there is none.
     """
 
     tokens: jax.Array
@@ -59,6 +62,30 @@ class TokenBatch:
     loss_mask: jax.Array
     advantages: jax.Array
     old_log_probs: jax.Array
+    sampler_log_probs: jax.Array | None = None
+    reference_log_probs: jax.Array | None = None
+
+
+@struct.dataclass
+class TokenSums:
+    """What the trajectories through each token add up to, all [R, T] float32; 0 at tokens that are not trained on.
+
+    w is the weight of a trajectory's tokens in the loss (see `objective.path_weights`), A its advantage.
+
+    Attributes:
+      positive, negative: sums of w max(A, 0) and of w min(A, 0).
+      weights: sum of w.
+      num_positive, num_negative, num_paths: trajectories with A > 0, with A < 0, and all that are trained on the token.
+      advantages: sum of A, not weighted.
+    """
+
+    positive: jax.Array
+    negative: jax.Array
+    weights: jax.Array
+    num_positive: jax.Array
+    num_negative: jax.Array
+    num_paths: jax.Array
+    advantages: jax.Array
 
 
 @struct.dataclass
@@ -66,8 +93,7 @@ class PackedBatch:
     """Rows of trees for one update: each token of a problem's responses once, however many share it.
 
     The prompt is the root; a tree lies in a row in depth-first preorder, several trees may share a row, padding is on
-    the right. A token's loss is linear in the sums below, so that it equals that of all its trajectories in a
-    TokenBatch. w is the weight of a trajectory's tokens in the loss (see `objective.path_weights`), A its advantage.
+    the right. A token's loss is linear in its sums, so that it equals that of all its trajectories in a TokenBatch.
 
     Attributes:
       tokens: [R, T] int32 token ids; 0 in padding.
@@ -76,13 +102,10 @@ class PackedBatch:
       parents: [R, T] int32 index in the row of the token before it on its path, -1 at a first token and in padding.
       ends: [R, T] int32 first index behind the subtree of the token: tokens up to there, and only they, attend to it;
         0 in padding.
-      positive, negative: [R, T] float32 sums over the trajectories through the token of w max(A, 0) and w min(A, 0).
-      weights: [R, T] float32 sum of w; 0 where no trajectory is trained on the token.
-      num_positive, num_negative, num_paths: [R, T] float32 trajectories with A > 0, with A < 0, and all that are
-        trained on the token.
-      advantages: [R, T] float32 sum of A, not weighted.
+      sums: what the trajectories through each token add up to.
       old_log_probs: [R, T] float32 log-prob of the token given its path, under the behaviour policy.
       divisors: [R] float32 what the row adds to the divisor of the loss.
+      sampler_log_probs, reference_log_probs: [R, T] float32 or None, as in TokenBatch.
     """
 
     tokens: jax.Array
@@ -90,12 +113,8 @@ class PackedBatch:
     positions: jax.Array
     parents: jax.Array
     ends: jax.Array
-    positive: jax.Array
-    negative: jax.Array
-    weights: jax.Array
-    num_positive: jax.Array
-    num_negative: jax.Array
-    num_paths: jax.Array
-    advantages: jax.Array
+    sums: TokenSums
     old_log_probs: jax.Array
     divisors: jax.Array
+    sampler_log_probs: jax.Array | None = None
+    reference_log_probs: jax.Array | None = None

@@ -20,9 +20,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from deepsearch_jax.objective import reduce_loss, tree_grpo_loss
 from deepsearch_jax.objective.advantages import token_advantages
 from deepsearch_jax.objective.settings import LossSettings
-from deepsearch_jax.objective.tree_grpo import reduce_loss, tree_grpo_loss
 from deepsearch_jax.verify.boxed import score_boxed
 from tests.tree.replay import QUICK_COMPILE, Mismatch, expect, replay_group, settings_of
 

@@ -133,24 +133,61 @@ def response_batch(problems: Sequence[Paths], width: int, num_rows: int, order: 
 
 
 def sampled_log_probs(batch: TokenBatch, params, config: ModelConfig, gap: float) -> TokenBatch:
-    """Old log-probs that differ from the policy's by a number that depends on the path alone, as a sampler's would."""
+    """Old log-probs, a sampler's and a reference policy's: they differ from the policy's by numbers that depend on the
+    path alone, as theirs would."""
     log_probs = np.asarray(compute_log_probs(params, batch, log_prob_fn(config), UPDATE))
-    salt = np.cumsum(np.asarray(batch.tokens, np.int64) * 7919 + 13, axis=1) % 1009 / 1009
-    return batch.replace(old_log_probs=np.where(batch.loss_mask, log_probs + gap * (salt - 0.5), 0).astype(np.float32))
+
+    def shifted(factor: int, spread: float) -> np.ndarray:
+        salt = np.cumsum(np.asarray(batch.tokens, np.int64) * factor + 13, axis=1) % 1009 / 1009
+        return np.where(batch.loss_mask, log_probs + spread * (salt - 0.5), 0).astype(np.float32)
+
+    return batch.replace(
+        old_log_probs=shifted(7919, gap), sampler_log_probs=shifted(6007, 0.8), reference_log_probs=shifted(4999, 1.2)
+    )
+
+
+def is_sampled(row: int) -> bool:
+    """Whether the sampler told the log-probs of the response in a row; it does not for one in three."""
+    return row % 3 != 2
+
+
+def forget(problems: Sequence[Paths], batch: TokenBatch) -> TokenBatch:
+    """NaN in the rows that are not sampled, but where another response to the problem begins with the same tokens."""
+    sampled, row = np.array(batch.sampler_log_probs), 0
+    for paths in problems:
+        texts = [response.tolist() for response in paths.responses]
+        told = {tuple(text[: n + 1]) for m, text in enumerate(texts) if is_sampled(row + m) for n in range(len(text))}
+        for m, text in enumerate(texts):
+            for n in range(len(text)):
+                if tuple(text[: n + 1]) not in told:
+                    sampled[row + m, len(paths.prompt) + n] = np.nan
+        row += len(texts)
+    return batch.replace(sampler_log_probs=sampled)
 
 
 def packed_batch(
     problems: Sequence[Paths], batch: TokenBatch, settings: LossSettings, length: int, num_rows: int
 ) -> PackedBatch:
-    """The same responses as trees, with the old log-probs of the rows."""
-    row, trees = 0, []
-    for paths in problems:
-        known = []
-        for response in paths.responses:
-            known.append(batch.old_log_probs[row, len(paths.prompt) :][: len(response)])
-            row += 1
-        trees.append(token_tree(dataclasses.replace(paths, log_probs=known), settings, batch.tokens.shape[1]))
-    return pack_rows(trees, first_fit([len(tree) for tree in trees], length), num_rows, length)
+    """The same responses as trees, with the log-probs of the rows; the sampler's of rows that are sampled alone."""
+
+    def packed(log_probs: np.ndarray | None, is_known=lambda row: True) -> PackedBatch:
+        row, trees = 0, []
+        for paths in problems:
+            known = []
+            for response in paths.responses:
+                there = log_probs is not None and is_known(row)
+                known.append(log_probs[row, len(paths.prompt) :][: len(response)] if there else None)
+                row += 1
+            trees.append(token_tree(dataclasses.replace(paths, log_probs=known), settings, batch.tokens.shape[1]))
+        return pack_rows(trees, first_fit([len(tree) for tree in trees], length), num_rows, length)
+
+    made = packed(batch.old_log_probs)
+    if batch.sampler_log_probs is None:
+        return made.replace(sampler_log_probs=None)
+    return made.replace(
+        sampler_log_probs=packed(batch.sampler_log_probs, is_sampled).sampler_log_probs,
+        reference_log_probs=packed(batch.reference_log_probs).old_log_probs,
+    )
 
 
 def gradient_and_metrics(params, batch: Batch, config: ModelConfig, loss: LossSettings, settings=UPDATE, mesh=None):
@@ -180,12 +217,26 @@ def metric_error(got: dict, want: dict) -> tuple[float, str]:
 
 
 def loss_options() -> Iterator[tuple[str, LossSettings, bool]]:
-    """Name, settings and whether the update is on policy: all aggregations, caps and entropy on and off."""
+    """Name, settings and whether the update is on policy: all aggregations; caps, entropy, weights for the sampler's
+    numerics and the pull to a reference on and off."""
     for aggregation, dual_clip, entropy, on_policy in itertools.product(
         AGGREGATIONS, (0.0, 1.5), (0.0, 0.02), (False, True)
     ):
         name = f"{aggregation} dual_clip={dual_clip} entropy={entropy} {'on' if on_policy else 'off'} policy"
         yield name, LossSettings(aggregation=aggregation, dual_clip=dual_clip, entropy_coefficient=entropy), on_policy
+    for (number, aggregation), coefficient, on_policy in itertools.product(
+        enumerate(AGGREGATIONS), (0.0, 0.1), (False, True)
+    ):
+        estimator = ("k3", "k1", "k2", "k3")[number]
+        name = f"{aggregation} importance_cap=1.2 {estimator}={coefficient} {'on' if on_policy else 'off'} policy"
+        yield (
+            name,
+            LossSettings(
+                aggregation=aggregation, dual_clip=1.5, importance_cap=1.2, kl_coefficient=coefficient,
+                kl_estimator=estimator, entropy_coefficient=0.2 * coefficient,
+            ),
+            on_policy,
+        )  # fmt: skip
 
 
 @dataclasses.dataclass
@@ -204,6 +255,7 @@ def compare(
     """Gradient error, metric error and its name, and the share of tokens the trees keep."""
     settings = dataclasses.replace(UPDATE, on_policy=on_policy)
     rows = sampled_log_probs(response_batch(problems, shape.width, shape.rows), params, config, gap)
+    rows = forget(problems, rows)
     packed = packed_batch(problems, rows, loss, shape.packed_length, shape.packed_rows)
     want = gradient_and_metrics(params, rows, config, loss, settings)
     got = gradient_and_metrics(params, packed, config, loss, settings)

@@ -21,9 +21,12 @@ def problems():
     return recorded + [paths for seed in (1, 2) for paths in pep.random_paths(seed, longest=50)]
 
 
-@pytest.mark.parametrize("number", [6, pytest.param(26, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "number", [35, pytest.param(6, marks=pytest.mark.slow), pytest.param(26, marks=pytest.mark.slow)]
+)
 def test_loss_gradient_and_metrics_are_those_of_the_responses(problems, number):
-    _, loss, on_policy = OPTIONS[number]  # means of tokens, and sums over the row width; capped, entropy, off policy
+    """35: token means on policy, weights for the sampler and a pull to a reference; 6 and 26: off policy, entropy."""
+    _, loss, on_policy = OPTIONS[number]
     shape = pep.Shape(width=128, rows=48, packed_length=1024, packed_rows=1)
     gradient, metrics, name, share = pep.compare(problems, *pep.small_policy()[::-1], loss, on_policy, shape)
     assert gradient <= pep.TOLERANCE
@@ -33,8 +36,12 @@ def test_loss_gradient_and_metrics_are_those_of_the_responses(problems, number):
 
 @pytest.mark.parametrize(("num_devices", "micro_batch_rows"), [pytest.param(1, 2, marks=pytest.mark.slow), (8, 1)])
 def test_micro_batches_and_devices_change_nothing(problems, num_devices, micro_batch_rows):
-    (config, params), (_, loss, on_policy) = pep.small_policy(), OPTIONS[17]  # means of rows, on policy
-    rows = pep.response_batch(problems, 128, 48)
+    (config, params), (_, loss, on_policy) = (
+        pep.small_policy(),
+        OPTIONS[43],
+    )  # means of rows, on policy, all corrections
+    rows = pep.sampled_log_probs(pep.response_batch(problems, 128, 48), params, config, 0.0)
+    rows = pep.forget(problems, rows)
     packed = pep.packed_batch(problems, rows, loss, 384, 8)
     mesh = jax.make_mesh((8,), ("data",)) if num_devices == 8 else None
     settings = dataclasses.replace(pep.UPDATE, on_policy=on_policy)
@@ -52,7 +59,7 @@ def test_old_log_probs_of_trees_are_those_of_the_responses(problems):
     fresh = pep.sampled_log_probs(pep.response_batch(problems, 128, 48), params, config, 0.0)
     packed = pep.packed_batch(problems, fresh, LossSettings(), 384, 8)
     got = np.asarray(compute_log_probs(params, packed, pep.log_prob_fn(config), pep.UPDATE))
-    count = np.asarray(packed.num_paths)
+    count = np.asarray(packed.sums.num_paths)
     np.testing.assert_allclose((got * count).sum(), fresh.old_log_probs.sum(), rtol=1e-5)
     want = {}
     for tokens, mask, log_probs in zip(fresh.tokens, fresh.loss_mask, fresh.old_log_probs):

@@ -5,6 +5,7 @@ import dataclasses
 LEVELS = ("node", "outcome")
 NORMALISATIONS = ("mean", "mean_std", "row_mean_std", "alpha_scale", "none")
 BASELINES = ("final_values", "credited_rewards", "terminal_rewards")
+KL_ESTIMATORS = ("k1", "k2", "k3")
 AGGREGATIONS = ("token_mean", "seq_mean_token_sum", "seq_mean_token_mean", "seq_mean_token_sum_norm")
 
 
@@ -60,6 +61,9 @@ class LossSettings:
     aggregation: str = "token_mean"  # how token losses become one number; see tree_grpo.token_weights
     norm_length: int = 0  # tokens "seq_mean_token_sum_norm" divides by; 0 = the width of the rows, padding included
     entropy_coefficient: float = 0.0  # the entropy times this is subtracted from the loss; 0 = only reported
+    importance_cap: float = 0.0  # most that a token weighs for decode/train mismatch; 0 = off; see importance_weights
+    kl_coefficient: float = 0.0  # the KL divergence from the policy before RL times this is added; 0 = no reference
+    kl_estimator: str = "k3"  # of that divergence; see corrections.kl_estimate
 
     def __post_init__(self) -> None:
         _check_choice("aggregation", self.aggregation, AGGREGATIONS)
@@ -67,5 +71,12 @@ class LossSettings:
             raise ValueError(f"clip_low={self.clip_low} must be in [0, 1]: ratios are positive")
         _check_at_least("clip_high", self.clip_high, 0.0)
         _check_at_least("norm_length", self.norm_length, 0, "; 0 takes the width of the rows")
+        _check_choice("kl_estimator", self.kl_estimator, KL_ESTIMATORS)
+        _check_at_least("kl_coefficient", self.kl_coefficient, 0.0, "; 0 switches the penalty off")
+        if self.importance_cap and not self.importance_cap >= 1:
+            raise ValueError(
+                f"importance_cap={self.importance_cap} must be at least 1, the weight without a mismatch (2 is usual), "
+                "or 0 to switch the weights off"
+            )
         if self.dual_clip and not self.dual_clip > 1:
             raise ValueError(f"dual_clip={self.dual_clip} must be above 1, the ratio on policy, or 0 to switch it off")

@@ -1,9 +1,6 @@
 """The Tree-GRPO loss (DeepSearch, arXiv 2509.25454, Eq. 14): PPO with clip-higher and dual clip, one value per token.
 
-Everything is a pure function of one shard's rows. A loss is a sum and a weight that are added up over micro-batches
-(`add_terms`) and devices (`reduce_loss`) and divided last, so that a token counts the same wherever it is computed.
-Differentiate `weighted_sum`, add the gradients up likewise and divide by the total weight: the derivative of a psum
-inside pmap would count every device's share as often as there are devices.
+Everything is a pure function of one shard's rows and gives its terms of the loss; see `objective.terms`.
 """
 
 from typing import NamedTuple
@@ -11,39 +8,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 
 from deepsearch_jax.objective.advantages import at_least_float32
+from deepsearch_jax.objective.corrections import MAX_ABS_LOG_RATIO, importance_weights, kl_estimate, sampler_gap
 from deepsearch_jax.objective.settings import LossSettings
-
-MAX_ABS_LOG_RATIO = 20.0  # exp(20) is past every clip and far from overflow, whose gradient would be NaN
-
-
-@struct.dataclass
-class LossTerms:
-    """What one shard or micro-batch adds to the loss and to its metrics; all [] float32, sums unless said otherwise.
-
-    Attributes:
-      weighted_sum: sum of the weighted token losses; the loss is this divided by `weight`, or as it stands where the
-        total weight is 0 (nothing to train on, or "seq_mean_token_sum_norm", whose divisor is a constant).
-      weight: what the sum is to be divided by.
-      num_tokens: tokens under the mask; the divisor of the sums below.
-      clipped, capped: tokens whose loss is the clipped one; whose loss the dual clip caps.
-      log_ratio: old - new log-prob (an estimate of the KL divergence from the behaviour policy).
-      ratio, entropy, advantage: over the tokens.
-      max_abs_log_ratio: the largest |new - old log-prob| (a maximum, not a sum).
-    """
-
-    weighted_sum: jax.Array
-    weight: jax.Array
-    num_tokens: jax.Array
-    clipped: jax.Array
-    capped: jax.Array
-    log_ratio: jax.Array
-    ratio: jax.Array
-    entropy: jax.Array
-    advantage: jax.Array
-    max_abs_log_ratio: jax.Array
+from deepsearch_jax.objective.terms import LossTerms
+from deepsearch_jax.types import TokenSums
 
 
 class Surrogate(NamedTuple):
@@ -53,21 +23,6 @@ class Surrogate(NamedTuple):
     is_clipped_above: jax.Array
     is_clipped_below: jax.Array
     is_capped: jax.Array
-
-
-class TokenSums(NamedTuple):
-    """What the trajectories through each token add up to, [R, T] float; 0 at tokens that are not trained on.
-
-    Attributes as those of `PackedBatch` of the same names.
-    """
-
-    positive: jax.Array
-    negative: jax.Array
-    weights: jax.Array
-    num_positive: jax.Array
-    num_negative: jax.Array
-    num_paths: jax.Array
-    advantages: jax.Array
 
 
 def clipped_surrogate(
@@ -148,6 +103,9 @@ def tree_grpo_loss(
     entropy: jax.Array | None,
     settings: LossSettings,
     row_mask: jax.Array | None = None,
+    *,
+    sampler_log_probs: jax.Array | None = None,
+    reference_log_probs: jax.Array | None = None,
 ) -> LossTerms:
     """One shard's share of the loss; `reduce_loss` makes it a number.
 
@@ -158,9 +116,11 @@ def tree_grpo_loss(
       mask: [R, T] bool or 0/1, tokens that are trained on. What stands elsewhere is never read, NaN included.
       entropy: [R, T] float exact entropy of the policy before each token, in nats; None = not known (reported as 0).
       row_mask: [R] bool, see `token_weights`.
+      sampler_log_probs: [R, T] float as the sampler computed them, NaN where that is not known; None = nowhere.
+      reference_log_probs: [R, T] float under the reference policy.
     Returns: LossTerms.
     Raises:
-      ValueError: an entropy coefficient is set and no entropy is given.
+      ValueError: the settings need an entropy, sampler or reference log-probs that are not given.
     """
     mask = jnp.asarray(mask).astype(bool)
     advantages = jax.lax.stop_gradient(jnp.where(mask, at_least_float32(advantages), 0))
@@ -174,7 +134,10 @@ def tree_grpo_loss(
         num_paths=mask.astype(jnp.float32),
         advantages=advantages,
     )
-    return shared_grpo_loss(log_probs, old_log_probs, entropy, sums, weight, settings)
+    return shared_grpo_loss(
+        log_probs, old_log_probs, entropy, sums, weight, settings,
+        sampler_log_probs=sampler_log_probs, reference_log_probs=reference_log_probs,
+    )  # fmt: skip
 
 
 def shared_grpo_loss(
@@ -184,34 +147,59 @@ def shared_grpo_loss(
     sums: TokenSums,
     weight: jax.Array,
     settings: LossSettings,
+    *,
+    sampler_log_probs: jax.Array | None = None,
+    reference_log_probs: jax.Array | None = None,
 ) -> LossTerms:
     """`tree_grpo_loss` of tokens that may each belong to several trajectories.
 
     The ratio of a token depends on its path alone, so its trajectories have the same, and the loss is linear in the
     sums of their positive and of their negative advantages: loss and metrics are those of all trajectories apart.
 
+    With importance_cap the surrogate (not the entropy and the KL divergence) is weighted by
+    min(exp(old log-prob - sampler's), cap), 1 where the sampler's is not known. Weight times ratio is new / sampler:
+    where the old log-probs are themselves the sampler's, the ratio holds the correction and the weight is 1.
+
     Args:
       log_probs, old_log_probs, entropy: [R, T], as for `tree_grpo_loss`; not read where no trajectory trains the token.
       sums: what the trajectories add up to, by token; constants.
       weight: [] float, what the sum of the losses is to be divided by.
+      sampler_log_probs, reference_log_probs: as for `tree_grpo_loss`.
     Raises:
-      ValueError: an entropy coefficient is set and no entropy is given.
+      ValueError: the settings need an entropy, sampler or reference log-probs that are not given.
     """
-    if entropy is None:
-        if settings.entropy_coefficient:
-            raise ValueError(f"entropy_coefficient={settings.entropy_coefficient} needs the entropy of the policy")
-        entropy = jnp.zeros_like(log_probs)
+    for name, value, given in (
+        ("entropy_coefficient", settings.entropy_coefficient, entropy),
+        ("importance_cap", settings.importance_cap, sampler_log_probs),
+        ("kl_coefficient", settings.kl_coefficient, reference_log_probs),
+    ):
+        if value and given is None:
+            raise ValueError(f"{name}={value} needs the {_NEEDED[name]} of each token, which is not given")
     constant = jax.lax.stop_gradient
     mask, sums = sums.num_paths > 0, constant(sums)
     # Masked before anything else is computed: the gradient of a discarded NaN or overflow would still be NaN.
-    log_ratio = jnp.where(mask, at_least_float32(log_probs) - constant(at_least_float32(old_log_probs)), 0)
-    entropy = jnp.where(mask, at_least_float32(entropy), 0)
+    log_probs = jnp.where(mask, at_least_float32(log_probs), 0)
+    old_log_probs = jnp.where(mask, constant(at_least_float32(old_log_probs)), 0)
+    log_ratio = log_probs - old_log_probs
+    entropy = jnp.zeros_like(log_probs) if entropy is None else jnp.where(mask, at_least_float32(entropy), 0)
     surrogate = clipped_surrogate(log_ratio, sums.positive, sums.negative, settings)
     losses = surrogate.losses
+    importance, raw_importance = importance_weights(
+        sampler_gap(old_log_probs, sampler_log_probs, mask), settings.importance_cap
+    )
+    if settings.importance_cap:
+        losses = losses * importance
     if settings.entropy_coefficient:
         losses = losses - settings.entropy_coefficient * sums.weights * entropy
+    reference_kl = jnp.zeros_like(log_probs)
+    if settings.kl_coefficient and reference_log_probs is not None:
+        reference = jnp.where(mask, at_least_float32(reference_log_probs), 0)
+        reference_kl = kl_estimate(log_probs, reference, settings.kl_estimator)
+        losses = losses + settings.kl_coefficient * sums.weights * reference_kl
     count = sums.num_paths
     clipped = surrogate.is_clipped_above * sums.num_positive + surrogate.is_clipped_below * sums.num_negative
+    gap = jnp.abs(sampler_gap(log_probs, sampler_log_probs, mask))
+    is_sampled = jnp.zeros_like(mask) if sampler_log_probs is None else mask & ~jnp.isnan(sampler_log_probs)
     return LossTerms(
         weighted_sum=jnp.sum(losses),
         weight=weight,
@@ -222,8 +210,22 @@ def shared_grpo_loss(
         ratio=constant(jnp.sum(jnp.exp(jnp.clip(log_ratio, max=MAX_ABS_LOG_RATIO)) * count)),
         entropy=constant(jnp.sum(entropy * count)),
         advantage=jnp.sum(sums.advantages),
+        reference_kl=constant(jnp.sum(reference_kl * count)),
+        importance=jnp.sum(importance * count),
+        num_truncated=jnp.sum((importance < raw_importance) * count) if settings.importance_cap else 0 * weight,
+        num_sampled=jnp.sum(is_sampled * count),
+        sampler_gap=jnp.sum(gap * count),
         max_abs_log_ratio=constant(jnp.max(jnp.abs(log_ratio), initial=0)),
+        max_importance=jnp.max(raw_importance, initial=0, where=mask),
+        max_sampler_gap=jnp.max(gap, initial=0),
     )
+
+
+_NEEDED = {
+    "entropy_coefficient": "entropy",
+    "importance_cap": "sampler's log-prob",
+    "kl_coefficient": "reference policy's log-prob",
+}
 
 
 def supervised_loss(log_probs: jax.Array, mask: jax.Array, entropy: jax.Array | None = None) -> LossTerms:
@@ -247,49 +249,12 @@ def supervised_loss(log_probs: jax.Array, mask: jax.Array, entropy: jax.Array | 
         ratio=count,
         entropy=jax.lax.stop_gradient(total_entropy),
         advantage=zero,
+        reference_kl=zero,
+        importance=count,
+        num_truncated=zero,
+        num_sampled=zero,
+        sampler_gap=zero,
         max_abs_log_ratio=zero,
+        max_importance=zero + 1,
+        max_sampler_gap=zero,
     )
-
-
-def add_terms(first: LossTerms, second: LossTerms) -> LossTerms:
-    """Terms of two micro-batches together."""
-    added = jax.tree.map(jnp.add, first, second)
-    return added.replace(max_abs_log_ratio=jnp.maximum(first.max_abs_log_ratio, second.max_abs_log_ratio))
-
-
-def sum_over_axis(terms: LossTerms, axis_name: str | tuple[str, ...] | None) -> LossTerms:
-    """Terms of all shards together, inside a pmap or shard_map with that axis; None = as they are."""
-    if axis_name is None:
-        return terms
-    largest = jax.lax.pmax(jax.lax.stop_gradient(terms.max_abs_log_ratio), axis_name)
-    return jax.lax.psum(terms, axis_name).replace(max_abs_log_ratio=largest)
-
-
-def divisor(weight: jax.Array) -> jax.Array:
-    """What sums of losses and gradients are divided by: the total weight, or 1 where it is 0."""
-    return jnp.where(weight > 0, weight, 1.0)
-
-
-def reduce_loss(
-    terms: LossTerms, axis_name: str | tuple[str, ...] | None = None
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The loss and its metrics, after summing over the mapped axis if there is one; never NaN for empty batches.
-
-    Returns: [] float32 loss, and a dict of [] float32: pg_loss (the loss), pg_clipfrac, pg_clipfrac_lower, ppo_kl (mean
-      of old - new log-prob), mean_ratio, max_abs_log_ratio, entropy, advantage_mean (means over tokens), num_tokens.
-    """
-    terms = sum_over_axis(terms, axis_name)
-    loss = terms.weighted_sum / divisor(terms.weight)
-    tokens = divisor(terms.num_tokens)
-    metrics = {
-        "pg_loss": loss,
-        "pg_clipfrac": terms.clipped / tokens,
-        "pg_clipfrac_lower": terms.capped / tokens,
-        "ppo_kl": terms.log_ratio / tokens,
-        "mean_ratio": terms.ratio / tokens,
-        "max_abs_log_ratio": terms.max_abs_log_ratio,
-        "entropy": terms.entropy / tokens,
-        "advantage_mean": terms.advantage / tokens,
-        "num_tokens": terms.num_tokens,
-    }
-    return loss, metrics

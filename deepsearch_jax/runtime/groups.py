@@ -12,7 +12,7 @@ from deepsearch_jax.data.degenerate import DegenerateSettings, is_degenerate
 from deepsearch_jax.objective import AdvantageSettings, LossSettings, tree_advantages
 from deepsearch_jax.policy import ModelConfig
 from deepsearch_jax.runtime.rollouts import Group, bucket
-from deepsearch_jax.training import Batch, Paths, first_fit, pack_rows, token_tree, update_cost
+from deepsearch_jax.training import Batch, Paths, TokenTree, first_fit, pack_rows, token_tree, update_cost
 from deepsearch_jax.types import Outcome, PackedBatch, TokenBatch
 
 TREES = ("auto", "always", "never")
@@ -130,7 +130,7 @@ class Packed(NamedTuple):
 
     Attributes:
       batch: host arrays; the update places them.
-      is_known: whether all old log-probs are known (cached paths have none).
+      is_known: whether the sampler's log-probs are known of all tokens that are trained on (cached paths have none).
       micro_batch_rows: rows of the batch that take the place of the micro-batch asked for; 0 = all at once.
     """
 
@@ -165,18 +165,18 @@ def pack(
         )
         for group, group_advantages in zip(groups, advantages, strict=True)
     ]
-    is_known = all(log_probs is not None for some in paths for log_probs in some.log_probs)
     lengths = np.concatenate([some.lengths for some in paths])
     R, T = settings.min_rows, bucket(int(lengths.max()), settings.row_multiple)
     while len(lengths) > R:
         R *= 2
+    trees = [token_tree(some, loss, T) for some in paths]
+    is_known = not any(np.isnan(tree.sampler_log_probs[place]).any() for tree in trees for place in tree.places)
     if settings.trees != "never":
-        trees = [token_tree(some, loss, T) for some in paths]
         layout = choose_layout([len(tree) for tree in trees], settings.row_multiple, num_devices, micro_batch_rows * T)
         packed = pack_rows(trees, layout.rows, layout.num_rows, layout.length)
         if settings.trees == "always" or _pays(packed, lengths, (R, T), model):
             return Packed(packed, is_known, layout.micro_batch_rows)
-    return Packed(_response_rows(paths, R, T), is_known, micro_batch_rows)
+    return Packed(_response_rows(paths, trees, R, T), is_known, micro_batch_rows)
 
 
 def _pays(packed: PackedBatch, lengths: np.ndarray, shape: tuple[int, int], model: ModelConfig) -> bool:
@@ -230,22 +230,24 @@ def choose_layout(lengths: Sequence[int], multiple: int, num_devices: int, micro
     return min(found, key=lambda layout: (layout.num_rows * layout.length, layout.length))
 
 
-def _response_rows(all_paths: Sequence[Paths], num_rows: int, length: int) -> TokenBatch:
-    """Rows of prompt and response, padded on the right."""
+def _response_rows(all_paths: Sequence[Paths], trees: Sequence[TokenTree], num_rows: int, length: int) -> TokenBatch:
+    """Rows of prompt and response, padded on the right; what the sampler said of a token comes from its tree."""
     shape = num_rows, length
     tokens, segment_ids, loss_mask = np.zeros(shape, np.int32), np.zeros(shape, np.int32), np.zeros(shape, bool)
-    token_advantages, old_log_probs = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+    token_advantages, sampled = np.zeros(shape, np.float32), np.full(shape, np.nan, np.float32)
     row = 0
-    for paths in all_paths:
+    for paths, tree in zip(all_paths, trees, strict=True):
         start = len(paths.prompt)
-        for response, advantage, log_probs in zip(paths.responses, paths.advantages, paths.log_probs, strict=True):
+        for response, advantage, place in zip(paths.responses, paths.advantages, tree.places, strict=True):
             end = start + len(response)
             tokens[row, :start], tokens[row, start:end] = paths.prompt, response
             segment_ids[row, :end] = 1
             loss_mask[row, start:end] = True
             token_advantages[row, start:end] = advantage
-            if log_probs is not None:
-                old_log_probs[row, start:end] = log_probs
+            sampled[row, start:end] = tree.sampler_log_probs[place]
             row += 1
     # Host arrays on purpose: the update places them.
-    return TokenBatch(tokens, segment_ids, loss_mask, token_advantages, old_log_probs)  # type: ignore[arg-type]
+    return TokenBatch(
+        tokens, segment_ids, loss_mask, token_advantages,  # type: ignore[arg-type]
+        old_log_probs=np.nan_to_num(sampled), sampler_log_probs=sampled,  # type: ignore[arg-type]
+    )  # fmt: skip

@@ -20,6 +20,7 @@ from deepsearch_jax.policy import (
     tree_log_probs,
     unstack_layers,
 )
+from deepsearch_jax.runtime.decode_gap import DecodeTrainGap
 from deepsearch_jax.runtime.groups import Packed, drop_unteachable, node_advantages, pack
 from deepsearch_jax.runtime.meshes import build_train_mesh
 from deepsearch_jax.runtime.rollout_settings import RolloutSettings
@@ -95,8 +96,18 @@ class Learner:
         state, metrics = supervised_update(state, batch, self._log_prob_fn, settings, self._mesh)
         return state, metrics["loss"]
 
-    def learn(self, state: TrainState, groups: Sequence[Group]) -> tuple[TrainState, dict[str, Any]]:
-        """The updates of one step. Groups without a signal are dropped first; nothing left means no update."""
+    def reference(self, state: TrainState) -> Any:
+        """A copy of the parameters in compute dtype, to hold the policy near to; None where nothing asks for it."""
+        return _frozen(state.params, model=self._model) if self.settings.loss.kl_coefficient else None
+
+    def learn(
+        self, state: TrainState, groups: Sequence[Group], reference: Any = None
+    ) -> tuple[TrainState, dict[str, Any]]:
+        """The updates of one step. Groups without a signal are dropped first; nothing left means no update.
+
+        Args:
+          reference: what `reference` gave before the first step.
+        """
         settings = self.settings
         kept, dropped = drop_unteachable(groups, settings.advantage, settings.degenerate)
         values: dict[str, Any] = {
@@ -104,7 +115,6 @@ class Learner:
             "dropped_degenerate": dropped.degenerate,
             "trained_groups": len(kept),
             "trained_tokens": sum(len(r.tokens) for group in kept for r in group.responses),
-            "max_decode_train_gap": None,
         }
         advantages = node_advantages(kept, settings.advantage)
         share = settings.rounds.update_problems
@@ -121,31 +131,45 @@ class Learner:
             for some, theirs in zip(chunks(kept, share), chunks(advantages, share), strict=True)
         ]
         # The behaviour policy is the one before the first update, so all old log-probs are computed first.
-        ready = [(self._with_old_log_probs(state, packed, values), self._cut(packed)) for packed in batches]
+        gaps = DecodeTrainGap()
+        ready = [(self._with_log_probs(state, reference, packed, gaps), packed) for packed in batches]
         values["processed_tokens"] = sum(batch.tokens.size for batch, _ in ready)
         totals: list[dict[str, Any]] = []
-        for batch, cut in ready:
+        for batch, packed in ready:
             self._last_batch = batch
-            state, metrics = update(state, batch, self._log_prob_fn, settings.loss, cut, self._mesh)
+            state, metrics = update(state, batch, self._log_prob_fn, settings.loss, self._cut(packed), self._mesh)
             totals.append(jax.device_get(metrics))
+            if len(totals) == 1 and not self._is_recomputed(packed):
+                # The first update's own forward is that of the policy that sampled; a later one's is not any more.
+                gaps.add_measured(totals[0])
             self._check_skipped(state)
-        return state, {**values, **_mean_metrics(totals), "skipped_updates": int(state.num_skipped)}
+        learned = _mean_metrics(totals)
+        if not self.settings.loss.kl_coefficient:
+            learned["kl_to_reference"] = None
+        return state, {**values, **gaps.metrics(), **learned, "skipped_updates": int(state.num_skipped)}
 
     def _cut(self, packed: Packed) -> UpdateSettings:
         """The update's settings with the micro-batches that fit this batch."""
         return dataclasses.replace(self._update_settings, micro_batch_rows=packed.micro_batch_rows)
 
-    def _with_old_log_probs(self, state: TrainState, packed: Packed, values: dict[str, Any]) -> Batch:
-        batch = packed.batch
-        if self._update_settings.on_policy or (self.settings.old_log_probs == "sampler" and packed.is_known):
+    def _with_log_probs(self, state: TrainState, reference: Any, packed: Packed, gaps: DecodeTrainGap) -> Batch:
+        """The batch with the log-probs that its update reads and that are not the update's own."""
+        batch, cut = packed.batch, self._cut(packed)
+        if reference is not None:
+            of_reference = compute_log_probs(reference, batch, self._log_prob_fn, cut, self._mesh)
+            batch = dataclasses.replace(batch, reference_log_probs=of_reference)
+        if not self._is_recomputed(packed):
             return batch
-        log_probs = np.asarray(compute_log_probs(state.params, batch, self._log_prob_fn, self._cut(packed), self._mesh))
-        trained = batch.num_paths > 0 if isinstance(batch, PackedBatch) else batch.loss_mask
-        sampled = np.asarray(trained) & (np.asarray(batch.old_log_probs) != 0)
-        gap = np.abs(log_probs - batch.old_log_probs)[sampled]
-        values["max_decode_train_gap"] = max(values["max_decode_train_gap"] or 0.0, float(gap.max(initial=0.0)))
+        log_probs = np.asarray(compute_log_probs(state.params, batch, self._log_prob_fn, cut, self._mesh))
+        trained = np.asarray(batch.sums.num_paths > 0 if isinstance(batch, PackedBatch) else batch.loss_mask)
+        gaps.add(log_probs, batch)
         old = np.where(trained, log_probs, 0).astype(np.float32)
         return dataclasses.replace(batch, old_log_probs=old)  # type: ignore[arg-type]  # host arrays on purpose
+
+    def _is_recomputed(self, packed: Packed) -> bool:
+        """Whether the old log-probs of a batch come from a forward pass of their own."""
+        is_from_sampler = self.settings.old_log_probs == "sampler" and packed.is_known
+        return not self._update_settings.on_policy and not is_from_sampler
 
     def _check_skipped(self, state: TrainState) -> None:
         """Stops a run whose updates are not finite any more.
@@ -158,11 +182,26 @@ class Learner:
         if in_a_row < self.settings.max_skipped_updates or batch is None:
             return
         path = self._workdir / "non_finite_batch.npz"
-        np.savez_compressed(path, **{f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)})
+        np.savez_compressed(path, **_named_arrays(batch))  # type: ignore[arg-type]  # names of arrays
         raise TooManySkipped(
             f"loss or gradient was not finite in {in_a_row} updates in a row; the last batch is in {path}. "
             "Lower optimizer.learning_rate or optimizer.max_grad_norm and start again in the same workdir"
         )
+
+
+def _named_arrays(batch: Batch) -> dict[str, np.ndarray]:
+    """Fields of a batch by name, those of its sums beside them; what is not there is left out."""
+    fields = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
+    if isinstance(batch, PackedBatch):
+        sums = fields.pop("sums")
+        fields |= {f.name: getattr(sums, f.name) for f in dataclasses.fields(sums)}
+    return {name: np.asarray(value) for name, value in fields.items() if value is not None}
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _frozen(params: Any, *, model: ModelConfig) -> Any:
+    """A copy, also of what has the compute dtype already: updates take the parameters over."""
+    return jax.tree.map(lambda leaf: jnp.copy(leaf).astype(model.compute_dtype), params)
 
 
 @functools.cache
@@ -207,13 +246,14 @@ def _sampling_params(params: Any, *, model: ModelConfig, unroll: bool, int8: boo
 
 
 def _mean_metrics(totals: list[dict[str, Any]]) -> dict[str, Any]:
-    """Means over the updates of a step, weighted by tokens; None where there was no update."""
+    """Over the updates of a step: means weighted by tokens, maxima; None where there was no update."""
     names = (
-        "loss", "grad_norm", "entropy", "pg_clipfrac", "pg_clipfrac_lower", "ppo_kl", "mean_ratio", "max_abs_log_ratio",
-        "advantage_mean", "learning_rate",
+        "loss", "grad_norm", "entropy", "pg_clipfrac", "pg_clipfrac_lower", "ppo_kl", "mean_ratio", "advantage_mean",
+        "kl_to_reference", "importance_weight_mean", "importance_capped_share", "learning_rate",
     )  # fmt: skip
+    maxima = ("max_abs_log_ratio", "importance_weight_max")
     weights = [float(metrics["num_tokens"]) for metrics in totals]
     if not sum(weights):
-        return dict.fromkeys(names) | {"updates": 0}
+        return dict.fromkeys((*names, *maxima)) | {"updates": 0}
     means = {name: float(np.average([m[name] for m in totals], weights=weights)) for name in names}
-    return means | {"updates": len(totals)}
+    return means | {name: float(max(m[name] for m in totals)) for name in maxima} | {"updates": len(totals)}

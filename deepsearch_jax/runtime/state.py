@@ -20,12 +20,15 @@ class RunArrays:
       num_correct: [N] int32 correct direct samples of each training problem in the last filter it took part in; -1
         where it never did.
       subset: [N] bool the problems of the current round.
+      reference: parameters of the reference policy in compute dtype: those after the warm start, which the loss holds
+        the policy near to; None where loss.kl_coefficient is 0.
     """
 
     train: TrainState
     cache: SolutionCache
     num_correct: jax.Array
     subset: jax.Array
+    reference: Any = None
 
 
 @dataclasses.dataclass

@@ -96,8 +96,10 @@ class Trainer:
             solutions = solutions if mesh is None else shard_cache(solutions, mesh)
         else:
             solutions = init_cache(1, 1, 1, 1)  # nobody looks at it
+        train = self._learner.init(params)
         return RunArrays(
-            train=self._learner.init(params),
+            train=train,
+            reference=self._learner.reference(train),
             cache=solutions,
             num_correct=jnp.full(len(self.problems), -1, jnp.int32),
             subset=jnp.ones(len(self.problems), bool),
@@ -148,7 +150,8 @@ class Trainer:
                 train, last_loss = self._learner.supervised(self.arrays.train, batch, learning_rate)
                 self.arrays = dataclasses.replace(self.arrays, train=train)
                 self.position.warm_start_step += 1
-        self.arrays = dataclasses.replace(self.arrays, train=self._learner.fresh_optimizer(self.arrays.train))
+        train = self._learner.fresh_optimizer(self.arrays.train)
+        self.arrays = dataclasses.replace(self.arrays, train=train, reference=self._learner.reference(train))
         times, loss = self.reporter.take_times(), float(last_loss)
         steps = self.position.warm_start_step
         self._write("warm_start", {"loss": loss, "warm_start_steps": steps}, times)
@@ -256,7 +259,7 @@ class Trainer:
         position, before = self.position, self._sampler.generated_tokens
         drawn, groups = self._sample()
         with self.reporter.phase("update"):
-            train, learned = self._learner.learn(self.arrays.train, groups)
+            train, learned = self._learner.learn(self.arrays.train, groups, self.arrays.reference)
         self.arrays = dataclasses.replace(self.arrays, train=train, cache=drawn.cache)
         self._rollout_params = None
         position.step += 1

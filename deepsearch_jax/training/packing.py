@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from deepsearch_jax.objective import LossSettings, path_weights
-from deepsearch_jax.types import PackedBatch
+from deepsearch_jax.types import PackedBatch, TokenSums
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Paths:
       prompt: [P] int token ids.
       responses: token ids [T_m] of each trajectory; all of them are trained on.
       advantages: [T_m] float advantage of each of those tokens.
-      log_probs: [T_m] float under the behaviour policy, None where they are not known.
+      log_probs: [T_m] float as the sampler computed them, None where they are not known.
     """
 
     prompt: Sequence[int]
@@ -39,37 +39,35 @@ class TokenTree:
     """The tokens of trajectories, equal beginnings once, in depth-first preorder.
 
     Attributes:
-      tokens, positions, parents, ends: [X] int32, and positive, negative, weights, num_positive, num_negative,
-        num_paths, advantages, old_log_probs: [X] float32, as in `PackedBatch` for a row that holds this tree alone.
+      tokens, positions, parents, ends: [X] int32, and sums: [X] float32, as in `PackedBatch` for a row that holds this
+        tree alone.
+      sampler_log_probs: [X] float32, NaN where no trajectory knows it.
       divisor: what the tree adds to the divisor of the loss.
+      places: [T_m] int index of each trained token, by trajectory.
     """
 
     tokens: np.ndarray
     positions: np.ndarray
     parents: np.ndarray
     ends: np.ndarray
-    positive: np.ndarray
-    negative: np.ndarray
-    weights: np.ndarray
-    num_positive: np.ndarray
-    num_negative: np.ndarray
-    num_paths: np.ndarray
-    advantages: np.ndarray
-    old_log_probs: np.ndarray
+    sums: TokenSums
+    sampler_log_probs: np.ndarray
     divisor: float
+    places: list[np.ndarray]
 
     def __len__(self) -> int:
         return len(self.tokens)
 
 
-SUMS = ("positive", "negative", "weights", "num_positive", "num_negative", "num_paths", "advantages")
+SUMS = tuple(field.name for field in dataclasses.fields(TokenSums))
 
 
 def token_tree(paths: Paths, settings: LossSettings, row_width: int) -> TokenTree:
     """Merges equal beginnings of the trajectories, whatever nodes they came from.
 
-    A shared token's old log-prob is the mean over the trajectories that know it: they are the same number but for the
-    rounding of decoders that computed it more than once.
+    What the sampler gave a token depends on its path alone: what one trajectory knows of a shared token holds for all
+    (a cached solution that begins like a fresh response), and where several know it they differ by the rounding of a
+    decoder that computed it more than once, and their mean is taken.
     Args:
       settings: what a trajectory's tokens weigh (`aggregation`).
       row_width: see `path_weights`.
@@ -81,6 +79,7 @@ def token_tree(paths: Paths, settings: LossSettings, row_width: int) -> TokenTre
     tokens, positions, parents, ends = (np.zeros(size, np.int32) for _ in range(4))
     sums = {name: np.zeros(size) for name in SUMS}
     log_probs, num_known = np.zeros(size), np.zeros(size)
+    places: list[np.ndarray] = [np.zeros(0, np.int32)] * len(texts)
     path = np.full(longest, -1, np.int32)  # index of each token of the trajectory that was laid out last
     count, before = 0, np.zeros(0, np.int32)
     # In the order of their tokens, beginnings first, what two trajectories share was laid out for the one before.
@@ -93,23 +92,26 @@ def token_tree(paths: Paths, settings: LossSettings, row_width: int) -> TokenTre
         parents[new] = new - 1
         parents[new[:1]] = path[shared - 1] if shared else -1
         path[shared : len(text)], count, before = new, count + len(new), text
-        trained, advantage = path[start : len(text)], np.asarray(paths.advantages[m], np.float64)
+        trained, advantage = path[start : len(text)].copy(), np.asarray(paths.advantages[m], np.float64)
         added = (
             shares[m] * np.maximum(advantage, 0), shares[m] * np.minimum(advantage, 0), shares[m],
             advantage > 0, advantage < 0, 1, advantage,
         )  # fmt: skip
         for name, values in zip(SUMS, added, strict=True):
             sums[name][trained] += values  # no index is twice on a path
+        places[m] = trained
         known = paths.log_probs[m]
         if known is not None:
             log_probs[trained] += known
             num_known[trained] += 1
     ends[path[: len(before)]] = count
+    mean = np.where(num_known > 0, log_probs / np.maximum(num_known, 1), np.nan)
     return TokenTree(
         tokens[:count], positions[:count], parents[:count], ends[:count],
-        **{name: total[:count].astype(np.float32) for name, total in sums.items()},
-        old_log_probs=(log_probs / np.maximum(num_known, 1))[:count].astype(np.float32),
+        TokenSums(**{name: total[:count].astype(np.float32) for name, total in sums.items()}),  # type: ignore[arg-type]
+        sampler_log_probs=mean[:count].astype(np.float32),
         divisor=float(divisors.sum()),
+        places=places,
     )  # fmt: skip
 
 
@@ -135,25 +137,29 @@ def first_fit(lengths: Sequence[int], row_length: int) -> list[list[int]]:
 
 
 def pack_rows(trees: Sequence[TokenTree], rows: Sequence[Sequence[int]], num_rows: int, length: int) -> PackedBatch:
-    """Rows of trees as host arrays [num_rows, length].
+    """Rows of trees as host arrays [num_rows, length]; the old log-probs are those of the sampler, 0 if not known.
 
     Args:
       rows: the trees of each row, by number; see `first_fit`.
     """
-    names = [field.name for field in dataclasses.fields(PackedBatch) if field.name not in ("tree_ids", "divisors")]
-    dtypes = {"tokens": np.int32, "positions": np.int32, "parents": np.int32, "ends": np.int32}
-    arrays = {name: np.zeros((num_rows, length), dtypes.get(name, np.float32)) for name in names}
-    arrays["parents"][:] = -1
-    tree_ids, divisors = np.zeros((num_rows, length), np.int32), np.zeros(num_rows, np.float32)
+    shape = num_rows, length
+    tokens, tree_ids, positions, ends = (np.zeros(shape, np.int32) for _ in range(4))
+    parents, sampled = np.full(shape, -1, np.int32), np.full(shape, np.nan, np.float32)
+    sums, divisors = {name: np.zeros(shape, np.float32) for name in SUMS}, np.zeros(num_rows, np.float32)
     for r, row in enumerate(rows):
         start = 0
         for number, tree in enumerate((trees[index] for index in row), 1):
-            place = slice(start, start + len(tree))
-            for name in names:
-                arrays[name][r, place] = getattr(tree, name)
-            arrays["parents"][r, place] += np.where(tree.parents >= 0, start, 0)
-            arrays["ends"][r, place] += start
-            tree_ids[r, place] = number
+            place = r, slice(start, start + len(tree))
+            tokens[place], tree_ids[place], positions[place] = tree.tokens, number, tree.positions
+            parents[place] = np.where(tree.parents >= 0, tree.parents + start, -1)
+            ends[place] = tree.ends + start
+            sampled[place] = tree.sampler_log_probs
+            for name in SUMS:
+                sums[name][place] = getattr(tree.sums, name)
             start += len(tree)
         divisors[r] = sum(trees[index].divisor for index in row)
-    return PackedBatch(tree_ids=tree_ids, divisors=divisors, **arrays)  # type: ignore[arg-type]  # host arrays
+    # Host arrays on purpose: the update places them.
+    return PackedBatch(
+        tokens, tree_ids, positions, parents, ends, TokenSums(**sums),  # type: ignore[arg-type]
+        old_log_probs=np.nan_to_num(sampled), divisors=divisors, sampler_log_probs=sampled,  # type: ignore[arg-type]
+    )  # fmt: skip

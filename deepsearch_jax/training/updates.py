@@ -13,7 +13,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from deepsearch_jax.objective import (
     LossSettings,
     LossTerms,
-    TokenSums,
     add_terms,
     divisor,
     reduce_loss,
@@ -269,11 +268,14 @@ def _update(
 ) -> tuple[TrainState, Metrics]:
     def loss_fn(log_probs: jax.Array, entropy: jax.Array, rows: Batch) -> LossTerms:
         old_log_probs = jax.lax.stop_gradient(log_probs) if settings.on_policy else rows.old_log_probs
+        others = {"sampler_log_probs": rows.sampler_log_probs, "reference_log_probs": rows.reference_log_probs}
         if isinstance(rows, PackedBatch):
-            sums = TokenSums(*(getattr(rows, name) for name in TokenSums._fields))
-            return shared_grpo_loss(log_probs, old_log_probs, entropy, sums, jnp.sum(rows.divisors), loss_settings)
+            weight = jnp.sum(rows.divisors)
+            return shared_grpo_loss(log_probs, old_log_probs, entropy, rows.sums, weight, loss_settings, **others)
         is_row = jnp.any(rows.segment_ids != 0, axis=1)
-        return tree_grpo_loss(log_probs, old_log_probs, rows.advantages, rows.loss_mask, entropy, loss_settings, is_row)
+        return tree_grpo_loss(
+            log_probs, old_log_probs, rows.advantages, rows.loss_mask, entropy, loss_settings, is_row, **others
+        )
 
     return _gradient_step(state, batch, log_prob_fn, loss_fn, settings, mesh, placement)
 
@@ -339,8 +341,7 @@ def update(
       log_prob_fn: see `LogProbFn`.
       mesh: rows are shared along its axes "data" and "fsdp"; None = one device. Parameters stay laid out as they are.
     Returns: the new state, and a dict of [] float32: loss, grad_norm (before clipping), learning_rate, is_applied
-      (bool), and those of `reduce_loss`: entropy, pg_clipfrac, pg_clipfrac_lower, ppo_kl, mean_ratio,
-      max_abs_log_ratio, advantage_mean, num_tokens.
+      (bool), and those of `reduce_loss` but pg_loss.
     Raises:
       ValueError: the rows do not divide.
     """

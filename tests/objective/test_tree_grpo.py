@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from deepsearch_jax.objective import tree_grpo
+from deepsearch_jax.objective import terms, tree_grpo
 from deepsearch_jax.objective.settings import AGGREGATIONS, LossSettings
 
 DATA = pathlib.Path(__file__).resolve().parent.parent / "data"
@@ -22,7 +22,7 @@ RECORDED = json.loads((DATA / "policy_loss.json").read_text())["cases"]
 
 @functools.partial(jax.jit, static_argnames="chosen")
 def loss_of(log_probs, old, advantages, mask, chosen, entropy=None, row_mask=None):
-    return tree_grpo.reduce_loss(tree_grpo.tree_grpo_loss(log_probs, old, advantages, mask, entropy, chosen, row_mask))
+    return terms.reduce_loss(tree_grpo.tree_grpo_loss(log_probs, old, advantages, mask, entropy, chosen, row_mask))
 
 
 @pytest.mark.parametrize("case", RECORDED, ids=lambda case: case["id"])
@@ -111,10 +111,10 @@ def random_batch(seed, num_rows=16, num_tokens=6, uneven=True):
 def test_micro_batches_add_up_to_the_whole_batch(seed, aggregation):
     chosen = LossSettings(aggregation=aggregation, entropy_coefficient=0.1)
     batch = random_batch(seed)
-    terms = jax.jit(tree_grpo.tree_grpo_loss, static_argnames="settings")
-    whole = terms(*batch, settings=chosen)
-    parts = [terms(*(x[i : i + 4] for x in batch), settings=chosen) for i in range(0, 16, 4)]
-    chex.assert_trees_all_close(functools.reduce(tree_grpo.add_terms, parts), whole, rtol=1e-5, atol=1e-5)
+    loss = jax.jit(tree_grpo.tree_grpo_loss, static_argnames="settings")
+    whole = loss(*batch, settings=chosen)
+    parts = [loss(*(x[i : i + 4] for x in batch), settings=chosen) for i in range(0, 16, 4)]
+    chex.assert_trees_all_close(functools.reduce(terms.add_terms, parts), whole, rtol=1e-5, atol=1e-5)
 
 
 @settings(deadline=None, max_examples=25)
@@ -138,7 +138,7 @@ def test_the_loss_equals_the_textbook_form_and_is_linear_in_the_advantages_of_on
 @functools.partial(jax.jit, static_argnames="chosen")
 def one_device(batch, chosen):
     def loss(log_probs):
-        return tree_grpo.reduce_loss(tree_grpo.tree_grpo_loss(log_probs, *batch[1:], chosen))
+        return terms.reduce_loss(tree_grpo.tree_grpo_loss(log_probs, *batch[1:], chosen))
 
     return jax.value_and_grad(loss, has_aux=True)(batch[0])
 
@@ -147,12 +147,12 @@ def shard_loss_and_gradient(log_probs, *rest, chosen):
     """What a trainer does inside the mapped function: gradient of the share, divided by the weight of all shards."""
 
     def share(log_probs):
-        terms = tree_grpo.tree_grpo_loss(log_probs, *rest, chosen)
-        return terms.weighted_sum, terms
+        found = tree_grpo.tree_grpo_loss(log_probs, *rest, chosen)
+        return found.weighted_sum, found
 
-    gradient, terms = jax.grad(share, has_aux=True)(log_probs)
-    total = tree_grpo.sum_over_axis(terms, "data")
-    return *tree_grpo.reduce_loss(terms, "data"), gradient / tree_grpo.divisor(total.weight)
+    gradient, found = jax.grad(share, has_aux=True)(log_probs)
+    total = terms.sum_over_axis(found, "data")
+    return *terms.reduce_loss(found, "data"), gradient / terms.divisor(total.weight)
 
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
@@ -200,7 +200,7 @@ def test_the_gradient_of_the_whole_sharded_loss_is_that_of_one_device():
 
     @functools.partial(jax.shard_map, mesh=mesh, in_specs=PartitionSpec("data"), out_specs=PartitionSpec())
     def sharded(*shard):
-        return tree_grpo.reduce_loss(tree_grpo.tree_grpo_loss(*shard, chosen), "data")[0]
+        return terms.reduce_loss(tree_grpo.tree_grpo_loss(*shard, chosen), "data")[0]
 
     got_loss, got = jax.jit(jax.value_and_grad(sharded))(*batch)
     np.testing.assert_allclose(got_loss, loss, atol=1e-6)
@@ -243,21 +243,19 @@ def test_absurd_ratios_have_finite_losses_and_no_gradient(log_ratio, advantage):
 
 
 def test_log_probs_in_bfloat16_are_summed_in_float32():
-    terms = tree_grpo.tree_grpo_loss(
+    found = tree_grpo.tree_grpo_loss(
         LOG_RATIO.astype(jnp.bfloat16), jnp.zeros((2, 2), jnp.bfloat16), ADVANTAGES, MASK, None, LossSettings()
     )
-    chex.assert_type(jax.tree.leaves(terms), jnp.float32)
+    chex.assert_type(jax.tree.leaves(found), jnp.float32)
 
 
 def test_supervised_loss_is_the_mean_negative_log_prob_under_the_mask():
     log_probs = jnp.array([[-1.0, -2.0, jnp.nan], [-3.0, jnp.nan, jnp.nan]])
     mask = jnp.array([[1, 1, 0], [1, 0, 0]])
-    loss, gradient = jax.value_and_grad(lambda lp: tree_grpo.reduce_loss(tree_grpo.supervised_loss(lp, mask))[0])(
-        log_probs
-    )
+    loss, gradient = jax.value_and_grad(lambda lp: terms.reduce_loss(tree_grpo.supervised_loss(lp, mask))[0])(log_probs)
     np.testing.assert_allclose(loss, 2.0)
     np.testing.assert_allclose(gradient, [[-1 / 3, -1 / 3, 0], [-1 / 3, 0, 0]], rtol=1e-6)
-    empty, _ = tree_grpo.reduce_loss(tree_grpo.supervised_loss(log_probs, jnp.zeros((2, 3))))
+    empty, _ = terms.reduce_loss(tree_grpo.supervised_loss(log_probs, jnp.zeros((2, 3))))
     assert empty == 0
 
 

@@ -94,7 +94,7 @@ def test_advantages_do_not_depend_on_the_company():
 
 
 def test_rows_hold_prompt_response_and_the_advantage_of_each_node():
-    tree = group(response(1.0, (2, 1), [0.5, 1.0]), response(-1.0, (3,), [-1.0], log_probs=False))
+    tree = group(response(1.0, (2, 1), [0.5, 1.0]), response(-1.0, (3,), [-1.0], first_token=4, log_probs=False))
     advantages = [[np.array([0.25, 0.75], np.float32), np.array([-2.0], np.float32)]]
     settings = PackSettings(row_multiple=4, min_rows=2, trees="never")
     batch, is_known, micro_batch_rows = pack([tree], advantages, settings, LossSettings(), MODEL, micro_batch_rows=2)
@@ -107,6 +107,29 @@ def test_rows_hold_prompt_response_and_the_advantage_of_each_node():
     np.testing.assert_allclose(batch.advantages[0], [0, 0, 0.25, 0.25, 0.75, 0, 0, 0])
     np.testing.assert_allclose(batch.advantages[1], [0, 0, -2, -2, -2, 0, 0, 0])
     np.testing.assert_allclose(batch.old_log_probs[0], [0, 0, -0.5, -0.5, -0.5, 0, 0, 0])
+    nan = np.nan
+    np.testing.assert_array_equal(batch.sampler_log_probs[0], [nan, nan, -0.5, -0.5, -0.5, nan, nan, nan])
+    assert np.isnan(batch.sampler_log_probs[1]).all()
+
+
+@pytest.mark.parametrize("trees", ["never", "always"])
+def test_what_the_sampler_said_of_a_beginning_holds_for_every_response_with_it(trees):
+    """A cached solution 1 2 9 beside fresh responses 1 2 3 and 1 2: only its last token is not known."""
+    known, short, cached = response(1.0, (3,)), response(-1.0, (2,)), response(1.0, (3,), log_probs=False)
+    known.log_probs, short.log_probs = np.array([-1.0, -2, -3], np.float32), np.array([-1.5, -2], np.float32)
+    cached.tokens = np.array([1, 2, 9], np.int32)
+    settings = PackSettings(row_multiple=4, min_rows=2, trees=trees)
+    batch, is_known, _ = pack(
+        [group(known, short, cached)], [[np.ones(1, np.float32)] * 3], settings, LossSettings(), MODEL
+    )
+    assert not is_known
+    if trees == "always":
+        np.testing.assert_array_equal(batch.tokens[0, :6], [7, 8, 1, 2, 3, 9])
+        np.testing.assert_array_equal(batch.sampler_log_probs[0, 2:6], [-1.25, -2, -3, np.nan])
+    else:
+        np.testing.assert_array_equal(batch.sampler_log_probs[0, 2:5], [-1.25, -2, -3])
+        np.testing.assert_array_equal(batch.sampler_log_probs[1, 2:5], [-1.25, -2, np.nan])
+        np.testing.assert_array_equal(batch.sampler_log_probs[2, 2:5], [-1.25, -2, np.nan])
 
 
 def test_the_number_of_rows_is_padded_to_few_shapes():
@@ -167,7 +190,7 @@ def test_trees_are_packed_where_they_share_or_where_asked_for(trees, shared, is_
     assert isinstance(packed.batch, PackedBatch) == is_packed
     if is_packed and shared:
         assert packed.batch.tokens.size < 0.6 * 16 * 320
-        assert packed.batch.num_paths.sum() == 16 * 256
+        assert packed.batch.sums.num_paths.sum() == 16 * 256
 
 
 def test_short_responses_that_share_only_a_prompt_stay_rows():

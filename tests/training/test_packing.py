@@ -25,12 +25,12 @@ def test_shared_beginnings_stand_once_in_preorder():
     np.testing.assert_array_equal(tree.positions, [0, 1, 2, 3, 4, 4])
     np.testing.assert_array_equal(tree.parents, [-1, 0, 1, 2, 3, 3])
     np.testing.assert_array_equal(tree.ends, [6, 6, 6, 6, 5, 6])
-    np.testing.assert_array_equal(tree.num_paths, [0, 0, 3, 2, 1, 1])
-    np.testing.assert_array_equal(tree.num_positive, [0, 0, 2, 1, 1, 0])
-    np.testing.assert_array_equal(tree.num_negative, [0, 0, 1, 1, 0, 1])
-    np.testing.assert_array_equal(tree.positive, [0, 0, 1.5, 1, 1, 0])
-    np.testing.assert_array_equal(tree.negative, [0, 0, -2, -2, 0, -2])
-    np.testing.assert_array_equal(tree.advantages, [0, 0, -0.5, -1, 1, -2])
+    np.testing.assert_array_equal(tree.sums.num_paths, [0, 0, 3, 2, 1, 1])
+    np.testing.assert_array_equal(tree.sums.num_positive, [0, 0, 2, 1, 1, 0])
+    np.testing.assert_array_equal(tree.sums.num_negative, [0, 0, 1, 1, 0, 1])
+    np.testing.assert_array_equal(tree.sums.positive, [0, 0, 1.5, 1, 1, 0])
+    np.testing.assert_array_equal(tree.sums.negative, [0, 0, -2, -2, 0, -2])
+    np.testing.assert_array_equal(tree.sums.advantages, [0, 0, -0.5, -1, 1, -2])
     assert tree.divisor == 7  # tokens of all responses
 
 
@@ -45,15 +45,15 @@ def test_shared_beginnings_stand_once_in_preorder():
 )
 def test_a_tokens_weight_is_the_sum_over_its_trajectories(aggregation, weights, divisor):
     tree = token_tree(TREE, LossSettings(aggregation=aggregation), 8)
-    np.testing.assert_allclose(tree.weights, [0, 0, *weights], rtol=1e-6)
-    np.testing.assert_allclose(tree.negative[-1], -2 * weights[-1], rtol=1e-6)
+    np.testing.assert_allclose(tree.sums.weights, [0, 0, *weights], rtol=1e-6)
+    np.testing.assert_allclose(tree.sums.negative[-1], -2 * weights[-1], rtol=1e-6)
     assert tree.divisor == divisor
 
 
 def test_a_shared_old_log_prob_is_the_mean_of_the_known_ones():
     known = [np.array([-1.0, -2.0, -3.0]), np.array([-1.5, -2.0, -4.0]), None]
     tree = token_tree(paths_of([7], ([1, 2, 4], 1.0), ([1, 2, 3], 1.0), ([1], 1.0), log_probs=known), LossSettings(), 8)
-    np.testing.assert_allclose(tree.old_log_probs, [0, -1.25, -2, -4, -3])
+    np.testing.assert_allclose(tree.sampler_log_probs, [np.nan, -1.25, -2, -4, -3])
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -76,8 +76,8 @@ def test_random_trees_hold_every_prefix_once(seed):
     assert len(set(found)) == len(found)
     assert set(found) == set(wanted)
     for index, prefix in enumerate(found):
-        assert tree.num_paths[index] == wanted[prefix][0]
-        np.testing.assert_allclose(tree.positive[index], wanted[prefix][1], rtol=1e-5)
+        assert tree.sums.num_paths[index] == wanted[prefix][0]
+        np.testing.assert_allclose(tree.sums.positive[index], wanted[prefix][1], rtol=1e-5)
         assert tree.positions[index] == len(prefix) - 1
         below = [i for i, other in enumerate(found) if other[: len(prefix)] == prefix]
         assert below == list(range(index, tree.ends[index]))

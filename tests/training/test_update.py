@@ -72,6 +72,13 @@ def test_metrics_are_means_over_the_tokens_that_are_trained_on():
         "pg_clipfrac": clipped.mean(),
         "pg_clipfrac_lower": 0.0,
         "is_applied": True,
+        "kl_to_reference": 0.0,  # none is asked for, and no sampler's log-probs are given
+        "importance_weight_mean": 1.0,
+        "importance_weight_max": 1.0,
+        "importance_capped_share": 0.0,
+        "sampler_gap_mean": 0.0,
+        "sampler_gap_max": 0.0,
+        "num_sampled": 0.0,
     }
     assert set(metrics) == set(expected) | {"loss", "grad_norm", "learning_rate"}
     for name, value in expected.items():
