@@ -1,5 +1,6 @@
 """Every side effect: one search, one round, one run, with its checkpoints, metrics and progress."""
 
+from deepsearch_jax.runtime.alarms import AlarmSettings, AlarmStop
 from deepsearch_jax.runtime.benchmarks import BenchmarkSettings, evaluate_benchmarks
 from deepsearch_jax.runtime.checkpoints import CheckpointError, CheckpointSettings
 from deepsearch_jax.runtime.evaluate import EvaluationSettings
@@ -11,6 +12,8 @@ from deepsearch_jax.runtime.settings import RunSettings
 from deepsearch_jax.runtime.tasks import Task, Verdict, build_task
 
 __all__ = [
+    "AlarmSettings",
+    "AlarmStop",
     "BenchmarkSettings",
     "CheckpointError",
     "CheckpointSettings",

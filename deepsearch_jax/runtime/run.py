@@ -43,6 +43,7 @@ def run(settings: RunSettings, config: dict[str, Any], workdir: str | os.PathLik
       ValueError: a setting, file or workdir that cannot be used.
       CheckpointError: the state could not be saved.
       TooManySkipped: updates were not finite too many times in a row.
+      AlarmStop: an alarm was raised and alarms.stop is set.
     """
     reporter = Reporter() if is_first() else Reporter(Console(quiet=True))
     stop = StopRequest() if jax.process_count() == 1 else SharedStop()

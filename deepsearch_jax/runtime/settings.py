@@ -5,6 +5,7 @@ import dataclasses
 from deepsearch_jax.cache import FilterSettings
 from deepsearch_jax.data.degenerate import DegenerateSettings
 from deepsearch_jax.objective import AdvantageSettings, LossSettings
+from deepsearch_jax.runtime.alarms import AlarmSettings
 from deepsearch_jax.runtime.checkpoints import CheckpointSettings
 from deepsearch_jax.runtime.evaluate import EvaluationSettings
 from deepsearch_jax.runtime.groups import PackSettings
@@ -158,6 +159,7 @@ class RunSettings:
     degenerate: DegenerateSettings = DegenerateSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
+    alarms: AlarmSettings = AlarmSettings()
     old_log_probs: str = "recompute"
     num_devices: int = 0
     mesh: MeshSettings = MeshSettings()

@@ -46,6 +46,7 @@ class Position:
       generated_tokens: tokens sampled so far, whatever for.
       trained_tokens: tokens that went through updates so far.
       num_rows: metric rows written so far.
+      alarm_counts: steps in a row beyond the limits of `alarms`, by their names.
       iterator: state of the problem iterator of the current round; empty before its first batch.
       fingerprint: of the training problems.
     """
@@ -60,5 +61,6 @@ class Position:
     generated_tokens: int = 0
     trained_tokens: int = 0
     num_rows: int = 0
+    alarm_counts: dict[str, int] = dataclasses.field(default_factory=dict)
     iterator: dict[str, Any] = dataclasses.field(default_factory=dict)
     fingerprint: str = ""

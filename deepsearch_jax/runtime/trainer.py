@@ -18,11 +18,13 @@ from deepsearch_jax.cache import SolutionCache, init_cache, is_hard, next_subset
 from deepsearch_jax.data.iterator import ProblemIterator
 from deepsearch_jax.data.problems import Problem, fingerprint
 from deepsearch_jax.policy import ModelConfig
+from deepsearch_jax.runtime.alarms import AlarmStop, check_alarms
 from deepsearch_jax.runtime.checkpoints import Checkpoints
 from deepsearch_jax.runtime.device import problem_keys
 from deepsearch_jax.runtime.evaluate import summarise
 from deepsearch_jax.runtime.interrupt import Interrupted, StopRequest
 from deepsearch_jax.runtime.learning import Learner
+from deepsearch_jax.runtime.lengths import length_metrics
 from deepsearch_jax.runtime.metrics import MetricsWriter, SilentMetrics
 from deepsearch_jax.runtime.processes import SharedSampler, is_first, rollout_share
 from deepsearch_jax.runtime.progress import RemainingTime, Reporter, peak_memory_gib
@@ -110,6 +112,7 @@ class Trainer:
 
         Raises:
           Interrupted: a stop was asked for and the state of the last finished step is on disk.
+          AlarmStop: an alarm was raised, alarms.stop is set, and the state of that step is on disk.
         """
         try:
             self._warm_start()
@@ -269,16 +272,30 @@ class Trainer:
         position.trained_tokens += int(learned["trained_tokens"])
         values = {
             **_rollout_metrics(drawn),
+            **length_metrics(drawn.groups, self._sampler.model_eos, self.settings.rollout.stop_strings),
             **learned,
             "drawn_groups": len(drawn.groups),
             "round": position.round_index,
         }
         values["step_tokens"] = position.generated_tokens - before
         values |= {"generated_tokens": position.generated_tokens, "total_trained_tokens": position.trained_tokens}
+        position.alarm_counts, alarms = check_alarms(position.alarm_counts, values, self.settings.alarms)
+        values["alarms"] = [alarm.limit.name for alarm in alarms]
         times = self.reporter.take_times()
         times["tokens_per_second"] = values["step_tokens"] / max(sum(times.values()), 1e-9)
         self._write("train", values, times)
         self._line(values, times, remaining)
+        for alarm in alarms:
+            self.reporter.line(f"warning: {alarm}")
+        if alarms and self.settings.alarms.stop:
+            # The same command goes on: the alarms that stopped it have their patience anew.
+            position.alarm_counts = {}
+            self._save(wait=True)
+            raise AlarmStop(
+                f"stopped at step {position.step}: {'; '.join(map(str, alarms))}. The state is saved: the same command "
+                "goes on from there; change the limits or --config.alarms.stop=false in the same workdir, or what "
+                "caused it (optimizer.learning_rate; other settings in a new workdir)"
+            )
         if position.step % self.settings.checkpoint.every_steps == 0:
             self._save(wait=False)
         self._stop.check()
@@ -381,7 +398,6 @@ def _rollout_metrics(rollouts: StepRollouts) -> dict[str, Any]:
         "reward": _mean([response.reward for response in responses]),
         "correct_share": _mean([response.outcome == Outcome.CORRECT for response in responses]),
         "incomplete_share": _mean([response.outcome == Outcome.INCOMPLETE for response in responses]),
-        "response_length": _mean([len(response.tokens) for response in responses]),
         "responses": len(responses),
         "cached_share": rollouts.num_cached / max(len(groups), 1),
         "trees": statistics.trees,

@@ -13,9 +13,11 @@ from deepsearch_jax.config import differing_keys
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "chex", "numpy", "sympy", "math-verify", "grain")
 
 # Settings that may change between a stop and the next start: they say how long and how to report, not what is computed.
-# Other devices change nothing but rounding. A lower rate or clip is the way out of updates that are not finite.
+# Other devices change nothing but rounding; alarms only watch. A lower rate or clip is the way out of updates that are
+# not finite.
 FREE_KEYS = (
     "rounds.num_rounds",
+    "alarms.",
     "checkpoint.",
     "task.math.verify.num_workers",
     "optimizer.learning_rate",

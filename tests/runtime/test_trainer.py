@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from deepsearch_jax.runtime import MeshSettings, build_mesh, build_policy
+from deepsearch_jax.runtime import AlarmSettings, AlarmStop, MeshSettings, build_mesh, build_policy
 from deepsearch_jax.runtime.interrupt import Interrupted, StopRequest
 from deepsearch_jax.runtime.metrics import MACHINE_KEY, read_rows
 from deepsearch_jax.runtime.progress import Reporter
@@ -204,6 +204,48 @@ def test_several_updates_a_step_use_the_old_policy(tmp_path):
 
 def test_the_config_of_the_readme_can_be_saved_as_json(tmp_path):
     assert json.loads(json.dumps(dataclasses.asdict(SETTINGS)))["seed"] == 0
+
+
+def test_an_alarm_stops_the_run_saved_and_the_same_command_goes_on(tmp_path, capsys):
+    """Every entropy is below ln 10 nats: the alarm is raised in the second step."""
+    alarms = AlarmSettings(entropy_floor=9.0, patience=2, stop=True)
+    rounds = dataclasses.replace(SETTINGS.rounds, num_rounds=1, steps_per_round=3, filter_problems=False)
+    advantage = dataclasses.replace(SETTINGS.advantage, drop_uniform=False)
+    settings = dataclasses.replace(SETTINGS, alarms=alarms, rounds=rounds, advantage=advantage)
+    with pytest.raises(AlarmStop, match=r"stopped at step 2: entropy .* below alarms.entropy_floor=9 \(2 steps"):
+        finish(make_trainer(tmp_path / "run", settings))
+    assert "warning: entropy" in capsys.readouterr().out
+    resumed = finish(make_trainer(tmp_path / "run", settings))
+    watched = dataclasses.replace(settings, alarms=dataclasses.replace(alarms, stop=False))
+    whole = finish(make_trainer(tmp_path / "whole", watched))
+    raised = [[row["alarms"] for row in rows(tmp_path / name) if row["kind"] == "train"] for name in ("run", "whole")]
+    # After the stop the limit has its patience anew.
+    assert raised == [[[], ["entropy_floor"], []], [[], ["entropy_floor"], ["entropy_floor"]]]
+    jax.tree.map(np.testing.assert_array_equal, resumed.arrays, whole.arrays)
+
+
+@pytest.mark.slow
+def test_the_reference_is_the_policy_after_the_warm_start_and_resumes(tmp_path):
+    loss = dataclasses.replace(SETTINGS.loss, kl_coefficient=0.5, importance_cap=2.0)
+    rounds = dataclasses.replace(SETTINGS.rounds, num_rounds=1)
+    advantage = dataclasses.replace(SETTINGS.advantage, drop_uniform=False)
+    settings = dataclasses.replace(SETTINGS, loss=loss, rounds=rounds, advantage=advantage)
+    started = make_trainer(tmp_path / "start", settings, WarmStarted())
+    fresh = started.arrays.reference
+    started._warm_start()
+    after = jax.device_get(started.arrays.train.params)
+    started.close()
+    whole = finish(make_trainer(tmp_path / "whole", settings, WarmStarted()))
+    chex.assert_trees_all_equal(jax.device_get(whole.arrays.reference), after)
+    assert not np.array_equal(fresh["embed"]["embedding"], after["embed"]["embedding"])
+    trains = [row for row in rows(tmp_path / "whole") if row["kind"] == "train"]
+    assert trains[0]["kl_to_reference"] == 0  # the first update starts from it
+    assert trains[1]["kl_to_reference"] > 0
+    with pytest.raises(Interrupted):
+        finish(make_trainer(tmp_path / "run", settings, WarmStarted(), StopAt(7)))
+    resumed = finish(make_trainer(tmp_path / "run", settings, WarmStarted()))
+    assert rows(tmp_path / "run") == rows(tmp_path / "whole")
+    assert_same_state(resumed, whole)
 
 
 class WarmStarted(ParityTask):
