@@ -16,6 +16,7 @@ from deepsearch_jax.runtime.settings import RoundSettings
 from deepsearch_jax.runtime.trainer import Trainer
 from deepsearch_jax.types import Outcome, TokenBatch
 from tests.runtime.conftest import tiny_settings
+from tests.runtime.documented import check_rows
 from tests.runtime.parity import ParityTask
 
 SETTINGS = tiny_settings()
@@ -82,6 +83,12 @@ def test_a_run_filters_searches_updates_and_evaluates(whole):
     # Every generated token is one of a filter or of a step; evaluation is not counted.
     steps = sum(row["step_tokens"] for row in trains)
     assert 0 < steps < trainer.position.generated_tokens
+
+
+def test_rows_have_exactly_the_documented_names(whole):
+    written = read_rows(whole[0] / "metrics.jsonl")
+    assert {row["kind"] for row in written} == {"filter", "eval", "train"}  # the warm start's: below
+    check_rows(written)
 
 
 def test_on_policy_updates_have_ratio_one(whole):
@@ -268,6 +275,7 @@ def test_a_stop_around_the_end_of_the_warm_start_changes_nothing(tmp_path, looks
     settings = dataclasses.replace(SETTINGS, rounds=one_step)
     whole = finish(make_trainer(tmp_path / "whole", settings, WarmStarted()))
     assert rows(tmp_path / "whole")[0]["kind"] == "warm_start"
+    check_rows(read_rows(tmp_path / "whole" / "metrics.jsonl"))
     with pytest.raises(Interrupted):
         finish(make_trainer(tmp_path / "run", settings, WarmStarted(), StopAt(looks)))
     resumed = finish(make_trainer(tmp_path / "run", settings, WarmStarted()))
