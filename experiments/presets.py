@@ -49,6 +49,8 @@ def set_paper(config: ConfigDict) -> None:
     config.loss.dual_clip = 10.0
     config.loss.aggregation = "token_mean"
     config.loss.entropy_coefficient = 0.0
+    config.loss.importance_cap = 0.0
+    config.loss.kl_coefficient = 0.0
     config.old_log_probs = "recompute"
 
     # Rounds: hard problems alone, from the subset of the round before.

@@ -71,6 +71,7 @@ def test_the_paper_preset_has_the_papers_numbers():
     assert (settings.loss.clip_low, settings.loss.clip_high, settings.loss.dual_clip) == (0.2, 0.28, 10)
     assert settings.loss.aggregation == "token_mean"
     assert settings.loss.entropy_coefficient == 0
+    assert (settings.loss.importance_cap, settings.loss.kl_coefficient) == (0, 0)
     assert (settings.optimizer.learning_rate, settings.optimizer.warmup_steps) == (1e-6, 10)
     assert (settings.optimizer.weight_decay, settings.optimizer.max_grad_norm) == (0.1, 1.0)
     assert (settings.advantage.overlong_max_length, settings.advantage.overlong_buffer) == (16384, 4096)
@@ -103,6 +104,8 @@ def test_every_setting_is_read_somewhere():
         ({"seed": -1}, "seed=-1 must be at least 0"),
         ({"log_prob_chunk": 0}, "log_prob_chunk=0 must be at least 1"),
         ({"max_skipped_updates": 0}, "max_skipped_updates=0 must be at least 1"),
+        ({"loss": {"importance_cap": 0.5}}, "importance_cap=0.5 must be at least 1"),
+        ({"alarms": {"stop": True}}, "stop=True, but no limit is set"),
         ({"cache": {"capacity": -3}}, "capacity=-3 must be at least 0"),
         ({"evaluation": {"max_length": -5}}, "max_length=-5 must be at least 0"),
         ({"model": {"param_dtype": "fp32"}}, "param_dtype='fp32' is not known"),

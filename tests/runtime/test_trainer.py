@@ -213,22 +213,20 @@ def test_the_config_of_the_readme_can_be_saved_as_json(tmp_path):
     assert json.loads(json.dumps(dataclasses.asdict(SETTINGS)))["seed"] == 0
 
 
-def test_an_alarm_stops_the_run_saved_and_the_same_command_goes_on(tmp_path, capsys):
-    """Every entropy is below ln 10 nats: the alarm is raised in the second step."""
-    alarms = AlarmSettings(entropy_floor=9.0, patience=2, stop=True)
-    rounds = dataclasses.replace(SETTINGS.rounds, num_rounds=1, steps_per_round=3, filter_problems=False)
-    advantage = dataclasses.replace(SETTINGS.advantage, drop_uniform=False)
-    settings = dataclasses.replace(SETTINGS, alarms=alarms, rounds=rounds, advantage=advantage)
-    with pytest.raises(AlarmStop, match=r"stopped at step 2: entropy .* below alarms.entropy_floor=9 \(2 steps"):
-        finish(make_trainer(tmp_path / "run", settings))
-    assert "warning: entropy" in capsys.readouterr().out
-    resumed = finish(make_trainer(tmp_path / "run", settings))
-    watched = dataclasses.replace(settings, alarms=dataclasses.replace(alarms, stop=False))
-    whole = finish(make_trainer(tmp_path / "whole", watched))
-    raised = [[row["alarms"] for row in rows(tmp_path / name) if row["kind"] == "train"] for name in ("run", "whole")]
-    # After the stop the limit has its patience anew.
-    assert raised == [[[], ["entropy_floor"], []], [[], ["entropy_floor"], ["entropy_floor"]]]
-    jax.tree.map(np.testing.assert_array_equal, resumed.arrays, whole.arrays)
+def test_an_alarm_stops_the_run_saved_and_the_same_command_goes_on(whole, tmp_path, capsys):
+    """In every step some response is cut off; the limit has its patience anew after a stop."""
+    alarms = AlarmSettings(truncated_share_ceiling=1e-6, patience=2, stop=True)
+    settings = dataclasses.replace(SETTINGS, alarms=alarms)
+    for step in (2, 4):
+        with pytest.raises(AlarmStop, match=rf"stopped at step {step}: truncated_share .* \(2 steps in a row\)"):
+            finish(make_trainer(tmp_path, settings))
+    assert "warning: truncated_share" in capsys.readouterr().out
+    resumed = finish(make_trainer(tmp_path, settings))
+    found = rows(tmp_path)
+    limit = ["truncated_share_ceiling"]
+    assert [row["alarms"] for row in found if row["kind"] == "train"] == [[], limit, [], limit]
+    assert [row | {"alarms": []} if "alarms" in row else row for row in found] == rows(whole[0])
+    jax.tree.map(np.testing.assert_array_equal, resumed.arrays, whole[1].arrays)
 
 
 @pytest.mark.slow
