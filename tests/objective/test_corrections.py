@@ -105,6 +105,17 @@ def test_the_divergence_is_added_with_its_coefficient_and_told(estimator, value)
     np.testing.assert_allclose(metrics["kl_to_reference"], value, rtol=1e-5)
 
 
+def test_the_divergence_is_weighted_like_the_tokens():
+    """Mean of row means: rows of two tokens and of one, each 0.5 nats, and 1.5 more at the first."""
+    mask, zeros = jnp.array([[True, True], [True, False]]), jnp.zeros((2, 2))
+    settings = LossSettings(kl_coefficient=0.2, kl_estimator="k1", aggregation="seq_mean_token_mean")
+    reference = jnp.array([[-2.0, -0.5], [-0.5, jnp.nan]])
+    terms = tree_grpo_loss(zeros, zeros, zeros, mask, None, settings, reference_log_probs=reference)
+    loss, metrics = reduce_loss(terms)
+    np.testing.assert_allclose(loss, 0.2 * ((2.0 + 0.5) / 2 + 0.5) / 2, rtol=1e-6)
+    np.testing.assert_allclose(metrics["kl_to_reference"], 3.0 / 3, rtol=1e-6)
+
+
 def test_what_is_needed_and_not_given_is_named():
     with pytest.raises(ValueError, match=r"importance_cap=2\.0 needs the sampler's log-prob"):
         loss_of(LOG_PROBS, LossSettings(importance_cap=2.0), sampled=None)
