@@ -92,7 +92,9 @@ class Learner:
 
     def supervised(self, state: TrainState, batch: TokenBatch, learning_rate: float) -> tuple[TrainState, jax.Array]:
         """One step of the warm start; returns its loss."""
-        settings = dataclasses.replace(self.settings.warm_start, learning_rate=learning_rate)
+        settings = dataclasses.replace(
+            self.settings.warm_start, learning_rate=learning_rate, state_dtype=self.settings.optimizer.state_dtype
+        )
         state, metrics = supervised_update(state, batch, self._log_prob_fn, settings, self._mesh)
         return state, metrics["loss"]
 

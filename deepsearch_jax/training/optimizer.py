@@ -4,6 +4,8 @@ import dataclasses
 
 import optax
 
+from deepsearch_jax.training.moments import STATE_DTYPES, scale_by_small_adam
+
 SCHEDULES = ("constant", "cosine")
 
 
@@ -21,6 +23,8 @@ class UpdateSettings:
     b2: float = 0.999  # decay of the mean of squared gradients
     eps: float = 1e-8  # added to the root of that mean
     max_grad_norm: float = 1.0  # longer gradients are scaled down to this global norm; 0 = never
+    # Of the two moments: "int8" takes 2 bytes a weight instead of 8, "bfloat16" 4; see `training.moments`.
+    state_dtype: str = "float32"
     micro_batch_rows: int = 0  # rows of one forward and backward pass on one device (memory); 0 = all at once
     on_policy: bool = False  # True: ratios against the current policy itself, exactly 1; old_log_probs are not read
 
@@ -39,6 +43,8 @@ class UpdateSettings:
                 raise ValueError(f"{name}={getattr(self, name)} must be in [0, 1)")
         if not self.eps > 0:
             raise ValueError(f"eps={self.eps} must be positive")
+        if self.state_dtype not in STATE_DTYPES:
+            raise ValueError(f"state_dtype={self.state_dtype!r} is not known; choose one of {', '.join(STATE_DTYPES)}")
 
 
 def learning_rate(settings: UpdateSettings) -> optax.Schedule:
@@ -56,14 +62,16 @@ def learning_rate(settings: UpdateSettings) -> optax.Schedule:
 
 
 def make_optimizer(settings: UpdateSettings) -> optax.GradientTransformation:
-    """Global-norm clipping, then AdamW; moments have the dtype of the parameters."""
-    adamw = optax.adamw(
-        learning_rate(settings),
-        b1=settings.b1,
-        b2=settings.b2,
-        eps=settings.eps,
-        weight_decay=settings.weight_decay,
-    )
+    """Global-norm clipping, then AdamW; "float32" moments have the dtype of the parameters."""
+    rate, moments = learning_rate(settings), {"b1": settings.b1, "b2": settings.b2, "eps": settings.eps}
+    if settings.state_dtype == "float32":
+        adamw = optax.adamw(rate, **moments, weight_decay=settings.weight_decay)
+    else:
+        adamw = optax.chain(
+            scale_by_small_adam(**moments, state_dtype=settings.state_dtype),
+            optax.add_decayed_weights(settings.weight_decay),
+            optax.scale_by_learning_rate(rate),
+        )
     if settings.max_grad_norm == 0:
         return adamw
     return optax.chain(optax.clip_by_global_norm(settings.max_grad_norm), adamw)
