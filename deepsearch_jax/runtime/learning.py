@@ -35,6 +35,7 @@ from deepsearch_jax.training import (
     compute_log_probs,
     gather,
     init_train_state,
+    num_computed_tokens,
     num_row_shards,
     put,
     supervised_update,
@@ -63,7 +64,8 @@ class Learner:
         """
         self.settings, self._model, self._workdir = settings, model, workdir
         self._rollout_mesh, self._mesh = rollout_mesh, build_train_mesh(mesh, settings.mesh)
-        check_rows(settings.pack.min_rows, num_row_shards(self._mesh), settings.optimizer.micro_batch_rows)
+        if not settings.optimizer.micro_batch_tokens:
+            check_rows(settings.pack.min_rows, num_row_shards(self._mesh), settings.optimizer.micro_batch_rows)
         is_one_update = settings.rounds.update_problems == settings.rounds.problems_per_step
         # With one update a step the recomputed old log-probs are those of the update's own forward pass.
         self._update_settings = dataclasses.replace(
@@ -129,13 +131,16 @@ class Learner:
                 self._model,
                 num_devices=num_row_shards(self._mesh),
                 micro_batch_rows=settings.optimizer.micro_batch_rows,
+                micro_batch_tokens=settings.optimizer.micro_batch_tokens,
             )
             for some, theirs in zip(chunks(kept, share), chunks(advantages, share), strict=True)
         ]
         # The behaviour policy is the one before the first update, so all old log-probs are computed first.
         gaps = DecodeTrainGap()
         ready = [(self._with_log_probs(state, reference, packed, gaps), packed) for packed in batches]
-        values["processed_tokens"] = sum(batch.tokens.size for batch, _ in ready)
+        values["processed_tokens"] = sum(
+            num_computed_tokens(batch, self._cut(packed), self._mesh) for batch, packed in ready
+        )
         totals: list[dict[str, Any]] = []
         for batch, packed in ready:
             self._last_batch = batch

@@ -26,6 +26,9 @@ class UpdateSettings:
     # Of the two moments: "int8" takes 2 bytes a weight instead of 8, "bfloat16" 4; see `training.moments`.
     state_dtype: str = "float32"
     micro_batch_rows: int = 0  # rows of one forward and backward pass on one device (memory); 0 = all at once
+    # Tokens of one pass on one device, padding included: rows are sorted by length, short ones go many at a time. In
+    # place of micro_batch_rows; 0 = off.
+    micro_batch_tokens: int = 0
     on_policy: bool = False  # True: ratios against the current policy itself, exactly 1; old_log_probs are not read
 
     def __post_init__(self) -> None:
@@ -35,9 +38,15 @@ class UpdateSettings:
             raise ValueError(f"schedule={self.schedule!r} is not known; choose one of {', '.join(SCHEDULES)}")
         if self.schedule == "cosine" and self.decay_steps < 1:
             raise ValueError(f"decay_steps={self.decay_steps} must be the number of updates the cosine falls over")
-        for name in ("warmup_steps", "weight_decay", "max_grad_norm", "micro_batch_rows", "final_rate_share"):
+        for name in ("warmup_steps", "weight_decay", "max_grad_norm", "final_rate_share", "micro_batch_rows",
+                     "micro_batch_tokens"):  # fmt: skip
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 0")
+        if self.micro_batch_rows and self.micro_batch_tokens:
+            raise ValueError(
+                f"micro_batch_rows={self.micro_batch_rows} and micro_batch_tokens={self.micro_batch_tokens} cut a "
+                "batch in two ways; set one of them to 0"
+            )
         for name in ("b1", "b2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be in [0, 1)")

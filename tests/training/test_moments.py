@@ -162,9 +162,10 @@ def test_bytes_of_the_state():
     for state_dtype, expected in (("int8", 2 * (1 + 4 / 256)), ("bfloat16", 4)):
         state = scale_by_small_adam(0.9, 0.999, 1e-8, state_dtype).init(params)
         assert sum(leaf.nbytes for leaf in jax.tree.leaves((state.mu, state.nu))) == expected * matrices + 8 * others
-    assert not isinstance(state.mu["layers"]["mlp_norm"]["scale"], Tiles)
-    assert state.mu["layers"]["mlp_norm"]["scale"].dtype == jnp.float32
-    assert state.mu["layers"]["attention"]["query"]["bias"].dtype == jnp.float32
+    # Norms and biases of all layers, stacked, are as large as matrices and stay float32 all the same.
+    stacked = {name: jnp.zeros((64, 128)) for name in ("scale", "bias", "kernel")}
+    mean = scale_by_small_adam(0.9, 0.999, 1e-8, "int8").init(stacked).mu
+    assert [type(mean[name]) is Tiles for name in stacked] == [False, False, True]
 
 
 def some_params():
@@ -181,10 +182,14 @@ def test_on_a_mesh_the_moments_lie_with_their_parameters_and_are_those_of_one_de
     placement, found = param_shardings(CONFIG, params, make_mesh(shape)), {}
     for where, put in (("one", lambda tree: tree), ("mesh", lambda tree: jax.device_put(tree, placement))):
         state, step = optimizer.init(put(params)), jax.jit(optimizer.update)
+        begin = state[1][0].mu["layers"]["mlp"]["down"]["kernel"]
         for gradient in gradients:
             updates, state = step(put(gradient), state, put(params))
         found[where] = updates, state[1][0]
     chex.assert_trees_all_close(found["mesh"][0], found["one"][0], rtol=1e-4, atol=1e-9)
+    wanted = placement["layers"]["mlp"]["down"]["kernel"]
+    assert begin.codes.sharding.is_equivalent_to(wanted, 3)
+    assert begin.scales.sharding.is_equivalent_to(wanted, 3) == (shape[1] == 2)
     for moment in ("mu", "nu"):
         for module, name in (("attention", "query"), ("mlp", "down")):
             got, expected = (getattr(found[w][1], moment)["layers"][module][name]["kernel"] for w in ("mesh", "one"))
