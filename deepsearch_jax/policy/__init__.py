@@ -2,7 +2,7 @@
 
 from deepsearch_jax.policy.attention import Blocks, blocks_for, row_attention, segment_ends
 from deepsearch_jax.policy.checkpoint import hf_tensors, load_config, load_pretrained, save_pretrained
-from deepsearch_jax.policy.config import ModelConfig
+from deepsearch_jax.policy.config import REMAT, ModelConfig
 from deepsearch_jax.policy.hf_config import SUPPORTED_ARCHITECTURES
 from deepsearch_jax.policy.int8 import Int8, quantize_int8
 from deepsearch_jax.policy.layout import Tiled, Transposed, arrange_kernels
@@ -22,6 +22,7 @@ from deepsearch_jax.policy.rope import RopeScaling
 from deepsearch_jax.policy.sharding import bytes_per_device, param_shardings, param_specs
 
 __all__ = [
+    "REMAT",
     "SUPPORTED_ARCHITECTURES",
     "Blocks",
     "Int8",

@@ -51,7 +51,7 @@ _END_NAMES: dict[tuple[str, ...], str] = {
 
 
 def load_pretrained(
-    directory: PathLike, *, param_dtype: str = "float32", compute_dtype: str = "float32", remat: bool = False
+    directory: PathLike, *, param_dtype: str = "float32", compute_dtype: str = "float32", remat: str = "none"
 ) -> tuple[ModelConfig, Params]:
     """Reads a decoder from a Hugging Face directory.
 

@@ -5,6 +5,7 @@ import dataclasses
 from deepsearch_jax.cache import FilterSettings
 from deepsearch_jax.data.degenerate import DegenerateSettings
 from deepsearch_jax.objective import AdvantageSettings, LossSettings
+from deepsearch_jax.policy import REMAT
 from deepsearch_jax.runtime.alarms import AlarmSettings
 from deepsearch_jax.runtime.checkpoints import CheckpointSettings
 from deepsearch_jax.runtime.evaluate import EvaluationSettings
@@ -41,7 +42,8 @@ class ModelSettings:
       hidden_size, num_layers, num_heads, num_kv_heads, intermediate_size: sizes of the decoder from nothing.
       param_dtype: of the master weights.
       compute_dtype: of the matrix products; "auto" is float32 on CPU and bfloat16 on accelerators.
-      remat: recompute layer activations in the backward pass; less memory, about a third more time.
+      remat: what the backward pass recomputes: "none", each layer ("full": least memory, about a third more time), or
+        all but the products with weights ("dots").
     """
 
     path: str = ""
@@ -52,11 +54,12 @@ class ModelSettings:
     intermediate_size: int = 224
     param_dtype: str = "float32"
     compute_dtype: str = "auto"
-    remat: bool = False
+    remat: str = "none"
 
     def __post_init__(self) -> None:
         _check_choice("param_dtype", self.param_dtype, DTYPES)
         _check_choice("compute_dtype", self.compute_dtype, ("auto", *DTYPES))
+        _check_choice("remat", self.remat, REMAT)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,6 +30,7 @@ def test_cuts_by_hand():
     assert as_lists(cut_by_tokens(lengths, 300, 256, 1)) == [([5], 256), ([0], 128), ([4, 1, 2, -1], 64)]
     assert as_lists(cut_by_tokens(lengths, 220, 256, 1))[0] == ([5], 220)  # no longer than the batch
     assert as_lists(cut_by_tokens([300, 80], 512, 100, 1)) == [([0], 384), ([1], 128)]  # too long: alone
+    assert as_lists(cut_by_tokens([64, 60], 64, 192, 1)) == [([0, 1], 64)]  # three fit, a half of them is two
     assert cut_by_tokens([0, 0], 64, 64, 2) == []
 
 
