@@ -32,8 +32,9 @@ DATA_AXIS, FSDP_AXIS = "data", "fsdp"
 
 Params = Any
 Batch = TokenBatch | PackedBatch
-# (params, *`model_inputs` of the batch) -> log_probs [R, T], entropy [R, T]. It is a static argument: make it once (say
-# by functools.partial) and pass the same object every time, or every call compiles anew.
+# (params, *`model_inputs` of the batch) -> log_probs [R, T], entropy [R, T]; where some parameters are frozen, params
+# is the pair (frozen, trained). It is a static argument: make it once (say by functools.partial) and pass the same
+# object every time, or every call compiles anew.
 LogProbFn = Callable[..., tuple[jax.Array, jax.Array]]
 LossFn = Callable[[jax.Array, jax.Array, Any], LossTerms]  # log_probs, entropy, rows of the batch
 Metrics = dict[str, jax.Array]
@@ -176,6 +177,7 @@ def _placed(tree: Tree, structure: Any, placement: Placement) -> Tree:
 
 def _sum_of_gradients(
     params: Params,
+    frozen: Params | None,
     batch: Batch,
     log_prob_fn: LogProbFn,
     loss_fn: LossFn,
@@ -185,7 +187,8 @@ def _sum_of_gradients(
     """Gradient of the weighted sum over one shard's rows, float32 and not divided yet, and the terms of the loss."""
 
     def weighted_sum(params: Params, micro_batch: Batch) -> tuple[jax.Array, LossTerms]:
-        log_probs, entropy = log_prob_fn(params, *model_inputs(micro_batch))
+        everything = params if frozen is None else (frozen, params)
+        log_probs, entropy = log_prob_fn(everything, *model_inputs(micro_batch))
         terms = loss_fn(log_probs, entropy, micro_batch)
         return terms.weighted_sum, terms
 
@@ -208,6 +211,7 @@ def _sum_of_gradients(
 def _gradient_step(
     state: TrainState,
     batch: Batch,
+    frozen: Params | None,
     log_prob_fn: LogProbFn,
     loss_fn: LossFn,
     settings: UpdateSettings,
@@ -217,14 +221,15 @@ def _gradient_step(
     """The update of all devices; see `update`."""
     axis = DATA_AXIS if _is_mapped(mesh) else None
 
-    def shard(params: Params, batch: Batch) -> tuple[Params, LossTerms]:
-        gradients, terms = _sum_of_gradients(params, batch, log_prob_fn, loss_fn, settings, mesh)
+    def shard(params: Params, frozen: Params | None, batch: Batch) -> tuple[Params, LossTerms]:
+        gradients, terms = _sum_of_gradients(params, frozen, batch, log_prob_fn, loss_fn, settings, mesh)
         if axis is not None:
             gradients = jax.lax.psum(gradients, axis)
         return gradients, sum_over_axis(terms, axis)
 
     everywhere, rows = PartitionSpec(), PartitionSpec(DATA_AXIS)
-    sums = _over_shards(shard, mesh, (everywhere, rows), (everywhere, everywhere))(state.params, batch)
+    summed = _over_shards(shard, mesh, (everywhere, everywhere, rows), (everywhere, everywhere))
+    sums = summed(state.params, frozen, batch)
     return _apply(state, sums, settings, placement)
 
 
@@ -292,6 +297,7 @@ _STATIC = ("log_prob_fn", "loss_settings", "settings", "mesh", "placement")
 def _update(
     state: TrainState,
     batch: Batch,
+    frozen: Params | None = None,
     *,
     log_prob_fn: LogProbFn,
     loss_settings: LossSettings | None,
@@ -301,7 +307,7 @@ def _update(
 ) -> tuple[TrainState, Metrics]:
     """`loss_settings` None: on the cross-entropy."""
     loss_fn = _loss_fn(loss_settings, settings)
-    return _gradient_step(state, batch, log_prob_fn, loss_fn, settings, mesh, placement)
+    return _gradient_step(state, batch, frozen, log_prob_fn, loss_fn, settings, mesh, placement)
 
 
 # The same in pieces of different shapes. Devices that are mapped by hand keep sums of their own, stacked along a first
@@ -325,6 +331,7 @@ def _add_micro_batch(
     sums: Sums,
     params: Params,
     batch: Batch,
+    frozen: Params | None = None,
     *,
     log_prob_fn: LogProbFn,
     loss_settings: LossSettings | None,
@@ -334,14 +341,14 @@ def _add_micro_batch(
 ) -> Sums:
     axis, loss_fn = DATA_AXIS if _is_mapped(mesh) else None, _loss_fn(loss_settings, settings)
 
-    def shard(total: Params, params: Params, batch: Batch) -> Sums:
-        gradients, terms = _sum_of_gradients(params, batch, log_prob_fn, loss_fn, settings, mesh)
+    def shard(total: Params, params: Params, frozen: Params | None, batch: Batch) -> Sums:
+        gradients, terms = _sum_of_gradients(params, frozen, batch, log_prob_fn, loss_fn, settings, mesh)
         total = jax.tree.map(lambda a, b: a + (b if axis is None else b[None]), total, gradients)
         return total, sum_over_axis(terms, axis)
 
     everywhere, rows = PartitionSpec(), PartitionSpec(DATA_AXIS)
-    summed = _over_shards(shard, mesh, (rows, everywhere, rows), (rows, everywhere))
-    gradients, terms = summed(sums[0], params, batch)
+    summed = _over_shards(shard, mesh, (rows, everywhere, everywhere, rows), (rows, everywhere))
+    gradients, terms = summed(sums[0], params, frozen, batch)
     return _placed(gradients, jax.tree.structure(params), placement), add_terms(sums[1], terms)
 
 
@@ -396,13 +403,14 @@ def _step(
     loss_settings: LossSettings | None,
     settings: UpdateSettings,
     mesh: Mesh | None,
+    frozen: Params | None,
 ) -> tuple[TrainState, Metrics]:
     """The update on whole rows or on pieces of few tokens."""
     static: dict[str, Any] = {"mesh": mesh, "placement": _placement_of(state, mesh)}
     if not settings.micro_batch_tokens:
         batch = _place_rows(batch, batch.tokens.shape[0], settings, mesh)
         static |= {"log_prob_fn": log_prob_fn, "loss_settings": loss_settings, "settings": settings}
-        return _update(state, batch, **static)
+        return _update(state, batch, frozen, **static)
     width, whole = batch.tokens.shape[1], dataclasses.replace(settings, micro_batch_tokens=0)
     if loss_settings is not None and not loss_settings.norm_length:
         # Where a loss is divided by the width of its row, that is the one before the cut.
@@ -412,8 +420,9 @@ def _step(
     for cut in token_cuts(batch, settings, mesh):
         rows = _place_rows(take_rows(batch, cut), len(cut.rows), whole, mesh)
         sums = _add_micro_batch(
-            sums, state.params, rows, log_prob_fn=log_prob_fn, loss_settings=loss_settings, settings=whole, **static
-        )
+            sums, state.params, rows, frozen,
+            log_prob_fn=log_prob_fn, loss_settings=loss_settings, settings=whole, **static,
+        )  # fmt: skip
     return _apply_sums(state, sums, settings=whole, **static)
 
 
@@ -432,6 +441,8 @@ def update(
     loss_settings: LossSettings,
     settings: UpdateSettings,
     mesh: Mesh | None = None,
+    *,
+    frozen: Params | None = None,
 ) -> tuple[TrainState, Metrics]:
     """One update on the Tree-GRPO loss of the whole batch, whatever the micro-batches and devices.
 
@@ -444,12 +455,13 @@ def update(
         Packed trees carry the weights of `loss_settings.aggregation` in their sums: pack them with the same settings.
       log_prob_fn: see `LogProbFn`.
       mesh: rows are shared along its axes "data" and "fsdp"; None = one device. Parameters stay laid out as they are.
+      frozen: parameters that `log_prob_fn` gets beside those of the state; they have no gradient and are not donated.
     Returns: the new state, and a dict of [] float32: loss, grad_norm (before clipping), learning_rate, is_applied
       (bool), and those of `reduce_loss` but pg_loss.
     Raises:
       ValueError: the rows do not divide.
     """
-    return _step(state, batch, log_prob_fn, loss_settings, settings, mesh)
+    return _step(state, batch, log_prob_fn, loss_settings, settings, mesh, frozen)
 
 
 def supervised_update(
@@ -458,12 +470,14 @@ def supervised_update(
     log_prob_fn: LogProbFn,
     settings: UpdateSettings,
     mesh: Mesh | None = None,
+    *,
+    frozen: Params | None = None,
 ) -> tuple[TrainState, Metrics]:
     """One update on the cross-entropy of the tokens under the loss mask; otherwise as `update`.
 
     Advantages and old log-probs of the batch are not read.
     """
-    return _step(state, batch, log_prob_fn, None, settings, mesh)
+    return _step(state, batch, log_prob_fn, None, settings, mesh, frozen)
 
 
 def compute_log_probs(
