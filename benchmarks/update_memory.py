@@ -29,9 +29,9 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], LoraSettings]] = {
     "adapters of rank 16": ({}, {}, LORA),
     "remat dots": ({"remat": "dots"}, {}, LoraSettings()),
     "remat none": ({"remat": "none"}, {}, LoraSettings()),
-    "4 of 8 rows": ({}, {"micro_batch_rows": 4}, LoraSettings()),
-    "2 of 8 rows": ({}, {"micro_batch_rows": 2}, LoraSettings()),
-    "1 of 8 rows": ({}, {"micro_batch_rows": 1}, LoraSettings()),
+    "int8, adapters": ({}, {"state_dtype": "int8"}, LORA),
+    "1 row at a time": ({}, {"micro_batch_rows": 1}, LoraSettings()),
+    "8 rows at a time": ({}, {"micro_batch_rows": 8}, LoraSettings()),
 }
 
 

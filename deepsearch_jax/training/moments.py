@@ -9,6 +9,7 @@ taken from the moments before they are rounded, and what is small or a vector st
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +21,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 STATE_DTYPES = ("float32", "bfloat16", "int8")
 TILE = 16  # weights along each of the last two axes that share a scale
 MIN_TILE, MIN_SIZE = 64, 4096  # entries of a tile, of a parameter; what has fewer stays float32
+PIECE = 1 << 22  # entries of a parameter from which on it is updated piece by piece: the rest never is float32 at once
 
 # 8 bits hold 0 and levels that each are the same factor above the one before, the largest of the tile on top:
 # 127 levels and a sign for the mean, down to 2^-10 of the largest; 255 for the mean of squares, down to 2^-20.
@@ -53,12 +55,15 @@ class SmallAdamState(NamedTuple):
 
 def tile_shape(shape: tuple[int, ...]) -> tuple[int, int] | None:
     """Rows and columns of a tile over the last two axes; None for a matrix that stays float32."""
-    if len(shape) < 2 or math.prod(shape) < MIN_SIZE:
-        return None
+    tile = _tile(shape) if len(shape) >= 2 and math.prod(shape) >= MIN_SIZE else (1, 1)
+    return tile if math.prod(tile) >= MIN_TILE else None
+
+
+def _tile(shape: tuple[int, ...]) -> tuple[int, int]:
     rows = math.gcd(shape[-2], TILE)
     columns = math.gcd(shape[-1], TILE * TILE // rows)  # an odd number of rows is made up for by longer ones
     rows = math.gcd(shape[-2], TILE * TILE // columns)
-    return (rows, columns) if rows * columns >= MIN_TILE else None
+    return rows, columns
 
 
 def quantise(x: jax.Array, noise: jax.Array, *, signed: bool) -> Tiles:
@@ -68,7 +73,7 @@ def quantise(x: jax.Array, noise: jax.Array, *, signed: bool) -> Tiles:
     the same holds between it and 0 where `signed`; a mean of squares goes up to the lowest level, since one that is
     too small would make a step too long.
     Args:
-      x: [..., n, m] float32; >= 0 unless `signed`. `tile_shape` knows its shape.
+      x: [..., n, m] float32; >= 0 unless `signed`.
       noise: the same shape, in [0, 1).
     """
     levels, octaves = _levels(signed)
@@ -110,13 +115,11 @@ def _level(code: jax.Array, levels: int, octaves: float) -> jax.Array:
 
 def _tiled(x: jax.Array) -> jax.Array:
     """[..., n, m] -> [..., n / rows, rows, m / columns, columns]."""
-    shape = tile_shape(x.shape)
-    assert shape is not None
-    rows, columns = shape
+    rows, columns = _tile(x.shape)
     return x.reshape(*x.shape[:-2], x.shape[-2] // rows, rows, x.shape[-1] // columns, columns)
 
 
-def random_bits(shape: tuple[int, ...], count: jax.Array, salt: int) -> jax.Array:
+def random_bits(shape: tuple[int, ...], count: jax.Array, salt: jax.Array | int) -> jax.Array:
     """[shape] uint32 hash of (count, salt, place in the array): the finaliser of MurmurHash3, twice."""
 
     def mixed(x: jax.Array) -> jax.Array:
@@ -124,7 +127,7 @@ def random_bits(shape: tuple[int, ...], count: jax.Array, salt: int) -> jax.Arra
         x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
         return x ^ (x >> 16)
 
-    seed = mixed(count.astype(jnp.uint32) * jnp.uint32(0x9E3779B1) + jnp.uint32(salt))
+    seed = mixed(count.astype(jnp.uint32) * jnp.uint32(0x9E3779B1) + jnp.asarray(salt, jnp.uint32))
     index, stride = jnp.zeros(shape, jnp.uint32), 1
     for axis in reversed(range(len(shape))):
         index = index + jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride % 2**32)
@@ -179,17 +182,63 @@ def scale_by_small_adam(b1: float, b2: float, eps: float, state_dtype: str) -> o
         leaves, structure = jax.tree.flatten(gradients)
         moments = [jax.tree.leaves(m, is_leaf=lambda leaf: isinstance(leaf, Tiles)) for m in (state.mu, state.nu)]
         found: list[tuple[jax.Array, Moment, Moment]] = []
-        for salt, (gradient, old_mean, old_square) in enumerate(zip(leaves, *moments, strict=True)):
-            gradient = gradient.astype(jnp.float32)
+
+        def of_piece(gradient: jax.Array, old_mean: Moment, old_square: Moment, salt: jax.Array | int) -> Any:
             mean = b1 * wide(old_mean) + (1 - b1) * gradient
             square = b2 * wide(old_square) + (1 - b2) * gradient**2
             step = mean / (1 - b1**count) / (jnp.sqrt(square / (1 - b2**count)) + eps)
             bits = random_bits(gradient.shape, count, salt)
-            found.append((step, kept(mean, old_mean, bits, True), kept(square, old_square, bits >> 16, False)))
+            return step, kept(mean, old_mean, bits, True), kept(square, old_square, bits >> 16, False)
+
+        for number, (gradient, *old) in enumerate(zip(leaves, *moments, strict=True)):
+            found.append(_by_pieces(of_piece, (gradient.astype(jnp.float32), *old), number << 16))
         steps, mu, nu = (jax.tree.unflatten(structure, list(column)) for column in zip(*found, strict=True))
         return steps, SmallAdamState(count, mu, nu)
 
     return optax.GradientTransformation(init, update)
+
+
+def _by_pieces(of_piece: Callable[..., Any], leaves: tuple[jax.Array, Moment, Moment], salt: int) -> Any:
+    """of_piece(gradient, mean, square, salt) of a parameter, where it is large layer by layer or by groups of columns.
+
+    The results take the place of what they come from. A group is every n-th tile, so that each shard of the columns has
+    its part of every group.
+    """
+    shape = leaves[0].shape
+    is_tiled = isinstance(leaves[1], Tiles) and math.prod(shape) > PIECE
+    groups = 0 if len(shape) != 2 or tile_shape(shape) != (TILE, TILE) else _num_groups(shape[1] // TILE)
+    if not is_tiled or (len(shape) != 3 and groups < 2):
+        return of_piece(*leaves, salt)
+    axis, count = (0, shape[0]) if len(shape) == 3 else (2, groups)
+
+    def grouped(x: jax.Array) -> jax.Array:
+        """[n, m] numbers or [n / TILE, m / TILE] scales with an axis of groups."""
+        if axis == 0:
+            return x
+        size = x.shape[1] * TILE // shape[1]  # columns of a tile in x
+        return x.reshape(x.shape[0], -1, groups, *([size] if size > 1 else []))
+
+    def step(index: jax.Array, parts: Any) -> Any:
+        def take(x: jax.Array) -> jax.Array:
+            piece = jax.lax.dynamic_index_in_dim(x, index, axis, keepdims=False)
+            return piece if axis == 0 else piece.reshape(len(piece), -1)
+
+        done = of_piece(*jax.tree.map(take, parts), salt + index)
+        return jax.tree.map(
+            lambda x, new: jax.lax.dynamic_update_index_in_dim(
+                x, new.reshape(*x.shape[:axis], *x.shape[axis + 1 :]), index, axis
+            ),
+            parts,
+            done,
+        )
+
+    parts = jax.lax.fori_loop(0, count, step, jax.tree.map(grouped, leaves))
+    return jax.tree.map(lambda part, leaf: part.reshape(leaf.shape), parts, leaves)
+
+
+def _num_groups(tiles: int) -> int:
+    """Groups that columns of so many tiles are updated in: at most 16, each with a multiple of 8 tiles (shards)."""
+    return max((n for n in range(1, 17) if tiles % n == 0 and tiles // n % 8 == 0), default=1)
 
 
 def _is_vector(path: tuple[Any, ...]) -> bool:

@@ -29,7 +29,7 @@ def lora_settings(**changes):
     return dataclasses.replace(settings, task=task, lora=LORA, **changes)
 
 
-def learn(tmp_path, mesh=None, **changes):
+def learn(tmp_path, devices=None, **changes):
     """Adapters after the updates of one step, the learner and its metrics."""
     changes = {"pack": PackSettings(row_multiple=16, min_rows=8, trees="never")} | changes
     optimizer = {"learning_rate": 1e-2, "warmup_steps": 0, "eps": 1e-3} | changes.pop("optimizer", {})
@@ -38,7 +38,7 @@ def learn(tmp_path, mesh=None, **changes):
         rounds=RoundSettings(problems_per_step=6, problems_per_update=3, group_size=4),
         **changes,
     )
-    learner = Learner(settings, MODEL, mesh, tmp_path)
+    learner = Learner(settings, MODEL, devices, tmp_path)
     state = learner.init(init_params(MODEL, jax.random.key(0)))
     state, values = learner.learn(state, make_groups(6))
     return learner, state, values

@@ -13,7 +13,7 @@ from deepsearch_jax import training
 from deepsearch_jax.objective import LossSettings
 from deepsearch_jax.policy import init_params, param_shardings
 from deepsearch_jax.runtime.checkpoints import Checkpoints, CheckpointSettings
-from deepsearch_jax.training import UpdateSettings
+from deepsearch_jax.training import UpdateSettings, moments
 from deepsearch_jax.training.moments import (
     Tiles,
     dequantise,
@@ -114,6 +114,30 @@ def problem(seed=0):
         return jnp.mean((jnp.tanh(x @ params["in"]) @ params["out"] - jnp.tanh(x @ target)) ** 2)
 
     return params, loss
+
+
+@pytest.mark.parametrize("shape", [(3, 64, 32), (32, 384)])
+def test_large_parameters_are_updated_piece_by_piece(monkeypatch, shape):
+    assert moments._num_groups(56) == 7  # 896 columns: seven groups of 8 tiles
+    assert moments._num_groups(24) == 3
+    keys = jax.random.split(jax.random.key(0), 4)
+    gradients = [{"kernel": jax.random.normal(key, shape)} for key in keys]
+    updates = {}
+    for piece in (1 << 22, 1024):
+        monkeypatch.setattr(moments, "PIECE", piece)
+        optimizer = scale_by_small_adam(0.9, 0.999, 1e-8, "int8")
+        state, run = optimizer.init(gradients[0]), jax.jit(lambda g, s, o=optimizer: o.update(g, s))
+        for gradient in gradients:
+            steps, state = run(gradient, state)
+        updates[piece] = np.asarray(steps["kernel"]), state
+    # Other random bits, the same moments but for rounding to a neighbouring level.
+    whole, pieces = updates.values()
+    np.testing.assert_array_equal(whole[1].mu["kernel"].scales.shape, pieces[1].mu["kernel"].scales.shape)
+    np.testing.assert_allclose(whole[1].nu["kernel"].scales, pieces[1].nu["kernel"].scales, rtol=0.2)
+    assert np.corrcoef(whole[0].ravel(), pieces[0].ravel())[0, 1] > 0.999
+    codes = [np.asarray(u[1].mu["kernel"].codes, np.int32) for u in (whole, pieces)]
+    assert np.abs(codes[0] - codes[1]).mean() < 3
+    assert (codes[0] != codes[1]).any()
 
 
 @functools.cache
