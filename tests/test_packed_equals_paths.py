@@ -79,7 +79,7 @@ def test_old_log_probs_of_trees_are_those_of_the_responses(problems):
 def test_every_family_packs(family):
     """Gemma's first layer sees 8 tokens back; both forms attend by blocks."""
     recorded = load_recorded(family)
-    config = dataclasses.replace(recorded.config, remat=True)
+    config = dataclasses.replace(recorded.config, remat="full")
     problems = pep.random_paths(5, longest=60)
     shape = pep.Shape(width=192, rows=24, packed_length=512, packed_rows=2)
     gradient, metrics, name, _ = pep.compare(problems, recorded.params, config, LossSettings(), False, shape)

@@ -51,7 +51,7 @@ _END_NAMES: dict[tuple[str, ...], str] = {
 
 
 def load_pretrained(
-    directory: PathLike, *, param_dtype: str = "float32", compute_dtype: str = "float32", remat: bool = False
+    directory: PathLike, *, param_dtype: str = "float32", compute_dtype: str = "float32", remat: str = "none"
 ) -> tuple[ModelConfig, Params]:
     """Reads a decoder from a Hugging Face directory.
 
@@ -122,9 +122,9 @@ def save_pretrained(
         os.replace(path / (file + ".partial"), path / file)
     if len(shards) > 1:
         weight_map = {name: file for file, shard in zip(files, shards) for name in shard}
-        _write_json(path / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
-    _write_json(path / "config.json", config.to_hf(str(save_dtype)))
-    _write_json(path / "generation_config.json", config.to_hf_generation())
+        write_json(path / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    write_json(path / "config.json", config.to_hf(str(save_dtype)))
+    write_json(path / "generation_config.json", config.to_hf_generation())
     for old in path.glob("model*.safetensors*"):  # of an earlier save in another number of files
         if old.name not in files and not (old.name == INDEX and len(shards) > 1):
             old.unlink()
@@ -151,6 +151,11 @@ def hf_tensors(config: ModelConfig, params: Params) -> Iterator[tuple[str, int, 
                 leaf.size // config.num_layers,
                 functools.partial(_published, leaf, path, index),
             )
+
+
+def layer_module(path: tuple[str, ...]) -> str:
+    """Published name, within its layer, of the projection at a path: self_attn.q_proj of ("attention", "query")."""
+    return _LAYER_NAMES[(*path, "kernel")].removesuffix(".weight")
 
 
 def _layer_names(config: ModelConfig) -> dict[tuple[str, ...], str]:
@@ -262,7 +267,8 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
     return value
 
 
-def _write_json(path: pathlib.Path, value: dict[str, Any]) -> None:
+def write_json(path: pathlib.Path, value: dict[str, Any]) -> None:
+    """Writes beside the place and moves there when complete."""
     partial = path.with_name(path.name + ".partial")
     partial.write_text(json.dumps(value, indent=2) + "\n", "utf-8")
     os.replace(partial, path)

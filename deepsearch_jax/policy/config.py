@@ -11,6 +11,10 @@ import numpy as np
 from deepsearch_jax.policy.hf_config import FAMILIES, read_config, write_config
 from deepsearch_jax.policy.rope import RopeScaling, rope_frequencies
 
+# What the backward pass computes again: nothing; each layer from its input ("full"), which keeps one layer's memory and
+# costs a third more time; or what is cheap ("dots": norms, activations, attention), keeping the products with weights.
+REMAT = ("none", "full", "dots")
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
@@ -47,7 +51,7 @@ class ModelConfig:
     pad_id: int | None = None
     param_dtype: str = "float32"  # dtype the parameters are kept in
     compute_dtype: str = "float32"  # dtype of activations and matrix products; bfloat16 on accelerators
-    remat: bool = False  # recompute each layer in the backward pass: memory of one layer instead of all
+    remat: str = "none"  # what the backward pass recomputes of a layer, one of REMAT
 
     def __post_init__(self) -> None:
         positive = ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads")
@@ -80,6 +84,8 @@ class ModelConfig:
             value = getattr(self, name)
             if value not in ("float32", "bfloat16", "float16", "float64"):
                 raise ValueError(f"{name}={value!r} must be float32, bfloat16, float16 or float64")
+        if self.remat not in REMAT:
+            raise ValueError(f"remat={self.remat!r} is not known; choose one of {', '.join(REMAT)}")
         for eos_id in self.eos_ids:
             if not 0 <= eos_id < self.vocab_size:
                 raise ValueError(f"eos id {eos_id} is outside the vocabulary of {self.vocab_size} ids")
@@ -117,7 +123,7 @@ class ModelConfig:
         *,
         param_dtype: str = "float32",
         compute_dtype: str = "float32",
-        remat: bool = False,
+        remat: str = "none",
     ) -> "ModelConfig":
         """Reads the keys of a config.json, both the published form and the `rope_parameters` form.
 

@@ -9,6 +9,7 @@ from flax import struct
 
 from deepsearch_jax.policy.config import ModelConfig
 from deepsearch_jax.policy.layout import Tiled, Transposed
+from deepsearch_jax.policy.lora import Adapted
 
 
 @struct.dataclass
@@ -35,7 +36,7 @@ class Int8:
         return (self.values.astype(jnp.float32) * self.scale).astype(dtype)
 
 
-Matrix = jax.Array | Int8 | Transposed | Tiled
+Matrix = jax.Array | Int8 | Transposed | Tiled | Adapted
 _FEW_ROWS = 64  # rows of a decode step; with more (prefill) the product outweighs the conversion
 _BLOCK = 1 << 19  # matrix entries converted at a time, 2 MB of float32
 _WIDE = 1 << 14  # output channels beyond which sums of all rows no longer stay in cache
@@ -46,7 +47,7 @@ def matmul(x: jax.Array, kernel: Matrix, preferred: Any = None) -> jax.Array:
 
     The scale belongs to the output channel, so it is applied behind the product.
     """
-    if isinstance(kernel, Transposed | Tiled):
+    if isinstance(kernel, Transposed | Tiled | Adapted):
         return kernel.matmul(x, preferred)
     if not isinstance(kernel, Int8):
         return jnp.matmul(x, kernel.astype(x.dtype), preferred_element_type=preferred)

@@ -192,14 +192,21 @@ def scan_layers(
     carry: Any,
     step: Callable[[DecoderLayer, jax.Array, Any, Any], tuple[jax.Array, Any]],
     *,
-    remat: bool = False,
+    remat: str = "none",
 ) -> tuple[jax.Array, Any]:
     """Runs x through all layers: x, carry = step(layer, x, carry, layer_index) for each.
 
     Stacked layers are scanned (layer_index is traced); unstacked ones are unrolled (layer_index is an int).
     Args:
-      remat: recompute each layer in the backward pass.
+      remat: what the backward pass recomputes of a layer; see `ModelConfig`.
     """
+
+    def again(run_layer: Callable[..., Any], *, prevent_cse: bool) -> Callable[..., Any]:
+        if remat == "none":
+            return run_layer
+        # Tokens are one list, so the products with weights are those without a batch axis.
+        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
+        return jax.checkpoint(run_layer, prevent_cse=prevent_cse, policy=policy)
 
     def run(graph: nnx.GraphDef[Any], index: Any, x: jax.Array, carry: Any, state: nnx.State) -> Any:
         return step(nnx.merge(graph, state), x, carry, index)
@@ -208,15 +215,14 @@ def scan_layers(
         for index, layer in enumerate(decoder.layers):
             graph, state = nnx.split(layer)
             run_layer = functools.partial(run, graph, index)
-            x, carry = (jax.checkpoint(run_layer) if remat else run_layer)(x, carry, state)
+            x, carry = again(run_layer, prevent_cse=True)(x, carry, state)
         return x, carry
     graph, stacked = nnx.split(decoder.layers)
 
     def body(state: tuple[jax.Array, Any], layer: tuple[jax.Array, nnx.State]) -> Any:
-        run_layer = functools.partial(run, graph)
         # Inside lax.scan nothing can be shared between forward and recomputation, so CSE needs no barrier there.
-        again = jax.checkpoint(run_layer, prevent_cse=False) if remat else run_layer
-        return again(layer[0], *state, layer[1]), None
+        run_layer = again(functools.partial(run, graph), prevent_cse=False)
+        return run_layer(layer[0], *state, layer[1]), None
 
     indices = jnp.arange(decoder.config.num_layers)
     return jax.lax.scan(body, (x, carry), (indices, stacked))[0]
@@ -268,7 +274,7 @@ def hidden_states(
 
     A token attends to the tokens before it (and itself) in its segment; in a layer with a window, to those of them
     whose position is less than the window behind its own. With `ends` the rows hold trees, and a token attends to its
-    ancestors (see `attention`). With `config.remat` each layer is recomputed in the backward pass.
+    ancestors (see `attention`). `config.remat` says what the backward pass recomputes.
     Args:
       tokens: [R, T] int32.
       segment_ids: [R, T] int32, runs of equal ids; 0 is padding.

@@ -32,6 +32,13 @@ _AXES: dict[tuple[str, str], tuple[str | None, ...]] = {
     ("up", "kernel"): ("embed", "inner"),
     ("down", "kernel"): ("inner", "embed"),
 }
+# Adapters are cut as their matrix is; the rank is not.
+_AXES |= {
+    (module, name): (axes[0], None) if name == "a" else (None, axes[1])
+    for (module, of), axes in list(_AXES.items())
+    if of == "kernel"
+    for name in ("a", "b")
+}
 
 
 def logical_axes(path: tuple[Any, ...], num_axes: int) -> tuple[str | None, ...]:

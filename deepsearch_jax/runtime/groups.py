@@ -12,7 +12,17 @@ from deepsearch_jax.data.degenerate import DegenerateSettings, is_degenerate
 from deepsearch_jax.objective import AdvantageSettings, LossSettings, tree_advantages
 from deepsearch_jax.policy import ModelConfig
 from deepsearch_jax.runtime.rollouts import Group, bucket
-from deepsearch_jax.training import Batch, Paths, TokenTree, first_fit, pack_rows, token_tree, update_cost
+from deepsearch_jax.training import (
+    Batch,
+    Paths,
+    TokenTree,
+    cut_by_tokens,
+    first_fit,
+    pack_rows,
+    take_rows,
+    token_tree,
+    update_cost,
+)
 from deepsearch_jax.types import Outcome, PackedBatch, TokenBatch
 
 TREES = ("auto", "always", "never")
@@ -29,7 +39,8 @@ class PackSettings:
       row_multiple: rows are padded to a multiple of this many tokens; each length compiles once.
       min_rows: the number of rows is padded to this times a power of two, so that few shapes are compiled; a multiple
         of optimizer.micro_batch_rows times the number of devices. Rows of trees, which are fewer and longer, keep to
-        the tokens of a micro-batch instead (one tree at least) and to a multiple of the devices.
+        the tokens of a micro-batch instead (one tree at least) and to a multiple of the devices. Rows that only fill a
+        batch up cost nothing where optimizer.micro_batch_tokens cuts it.
       trees: whether what responses to a problem have in common is computed once: "always", "never", or "auto", which
         compares the work (`training.update_cost`); the update is the same but for rounding.
     """
@@ -131,7 +142,8 @@ class Packed(NamedTuple):
     Attributes:
       batch: host arrays; the update places them.
       is_known: whether the sampler's log-probs are known of all tokens that are trained on (cached paths have none).
-      micro_batch_rows: rows of the batch that take the place of the micro-batch asked for; 0 = all at once.
+      micro_batch_rows: rows of the batch that take the place of the micro-batch asked for; 0 = all at once, or cut by
+        tokens.
     """
 
     batch: Batch
@@ -148,6 +160,7 @@ def pack(
     *,
     num_devices: int = 1,
     micro_batch_rows: int = 0,
+    micro_batch_tokens: int = 0,
 ) -> Packed:
     """One row a response, or trees that hold what responses have in common once, by `settings.trees`.
 
@@ -172,20 +185,32 @@ def pack(
     trees = [token_tree(some, loss, T) for some in paths]
     is_known = not any(np.isnan(tree.sampler_log_probs[place]).any() for tree in trees for place in tree.places)
     if settings.trees != "never":
-        layout = choose_layout([len(tree) for tree in trees], settings.row_multiple, num_devices, micro_batch_rows * T)
+        limit = micro_batch_tokens or micro_batch_rows * T
+        layout = choose_layout([len(tree) for tree in trees], settings.row_multiple, num_devices, limit)
         packed = pack_rows(trees, layout.rows, layout.num_rows, layout.length)
-        if settings.trees == "always" or _pays(packed, lengths, (R, T), model):
-            return Packed(packed, is_known, layout.micro_batch_rows)
+        if settings.trees == "always" or _pays(packed, lengths, (R, T), model, num_devices, micro_batch_tokens):
+            return Packed(packed, is_known, 0 if micro_batch_tokens else layout.micro_batch_rows)
     return Packed(_response_rows(paths, trees, R, T), is_known, micro_batch_rows)
 
 
-def _pays(packed: PackedBatch, lengths: np.ndarray, shape: tuple[int, int], model: ModelConfig) -> bool:
+def _pays(
+    packed: PackedBatch, lengths: np.ndarray, shape: tuple[int, int], model: ModelConfig, num_devices: int,
+    micro_batch_tokens: int,
+) -> bool:  # fmt: skip
     """Whether trees take less work than rows of one response each."""
+    whole = np.zeros(shape[0], int)
+    whole[: len(lengths)] = lengths
     index = np.broadcast_to(np.arange(shape[1]), shape)
-    whole = np.zeros((shape[0], 1), int)
-    whole[: len(lengths), 0] = lengths
-    by_response = update_cost(model, np.where(index < whole, whole, 0), index)
-    return update_cost(model, np.asarray(packed.ends), np.asarray(packed.positions)) < MARGIN * by_response
+    by_response = np.where(index < whole[:, None], whole[:, None], 0)
+
+    def cost(ends: np.ndarray, positions: np.ndarray, lengths: np.ndarray) -> float:
+        if not micro_batch_tokens:
+            return update_cost(model, ends, positions)
+        cuts = cut_by_tokens(lengths, ends.shape[1], micro_batch_tokens, num_devices)
+        return sum(update_cost(model, *take_rows((ends, positions), cut)) for cut in cuts)
+
+    ends, positions = np.asarray(packed.ends), np.asarray(packed.positions)
+    return cost(ends, positions, ends.max(axis=1)) < MARGIN * cost(by_response, index, whole)
 
 
 def fine_bucket(length: int, multiple: int) -> int:

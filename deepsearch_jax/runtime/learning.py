@@ -13,12 +13,17 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from deepsearch_jax.policy import (
     ModelConfig,
+    adapt,
     arrange_kernels,
+    freeze,
+    init_adapters,
+    merge,
     param_shardings,
     quantize_int8,
     token_log_probs,
     tree_log_probs,
     unstack_layers,
+    weights_fingerprint,
 )
 from deepsearch_jax.runtime.decode_gap import DecodeTrainGap
 from deepsearch_jax.runtime.groups import Packed, drop_unteachable, node_advantages, pack
@@ -35,12 +40,15 @@ from deepsearch_jax.training import (
     compute_log_probs,
     gather,
     init_train_state,
+    num_computed_tokens,
     num_row_shards,
     put,
     supervised_update,
     update,
 )
 from deepsearch_jax.types import PackedBatch, TokenBatch
+
+_ADAPTERS_STREAM = 2**31 - 2  # counter of the key that fresh adapters are drawn with; no purpose of a sampler
 
 
 class TooManySkipped(RuntimeError):
@@ -63,21 +71,55 @@ class Learner:
         """
         self.settings, self._model, self._workdir = settings, model, workdir
         self._rollout_mesh, self._mesh = rollout_mesh, build_train_mesh(mesh, settings.mesh)
-        check_rows(settings.pack.min_rows, num_row_shards(self._mesh), settings.optimizer.micro_batch_rows)
+        if not settings.optimizer.micro_batch_tokens:
+            check_rows(settings.pack.min_rows, num_row_shards(self._mesh), settings.optimizer.micro_batch_rows)
         is_one_update = settings.rounds.update_problems == settings.rounds.problems_per_step
         # With one update a step the recomputed old log-probs are those of the update's own forward pass.
         self._update_settings = dataclasses.replace(
             settings.optimizer,
             on_policy=settings.optimizer.on_policy or (is_one_update and settings.old_log_probs == "recompute"),
         )
-        self._log_prob_fn = _log_prob_fn(model, settings.log_prob_chunk)
+        self._log_prob_fn = _log_prob_fn(model, settings.log_prob_chunk, settings.lora.scale)
+        self._base: Any = None  # the frozen parameters, where adapters are trained
         self._last_batch: Batch | None = None
 
     def init(self, params: Any) -> TrainState:
-        """A train state that has done nothing yet; takes the parameters over."""
-        if self._mesh is not None and self._mesh is not self._rollout_mesh:
-            params = put(params, param_shardings(self._model, params, self._mesh))
-        return init_train_state(params, self.settings.optimizer, self._mesh)
+        """A train state that has done nothing yet; takes the parameters over.
+
+        With `lora.rank` the state holds adapters; the parameters are the learner's, frozen.
+        """
+        lora = self.settings.lora
+        if lora.rank:
+            self._base = self._on_mesh(freeze(self._model, params))
+            key = jax.random.fold_in(jax.random.key(self.settings.seed), _ADAPTERS_STREAM)
+            params = init_adapters(self._model, lora, key, self.settings.model.param_dtype)
+        return init_train_state(self._on_mesh(params), self.settings.optimizer, self._mesh)
+
+    def _on_mesh(self, params: Any) -> Any:
+        if self._mesh is None:
+            return params
+        if self._mesh is self._rollout_mesh:
+            return put(params, NamedSharding(self._mesh, PartitionSpec()))
+        return put(params, param_shardings(self._model, params, self._mesh))
+
+    @property
+    def base_fingerprint(self) -> str:
+        """Name of the frozen weights, which no checkpoint holds; "" where all parameters are trained."""
+        return "" if self._base is None else weights_fingerprint(self._base)
+
+    def _with_base(self, params: Any) -> Any:
+        """Parameters of the state (or a copy of them) as `_log_prob_fn` takes them."""
+        return params if self._base is None else (self._base, params)
+
+    def policy_params(self, state: TrainState, dtype: str | None = None) -> Any:
+        """The parameters of the policy: those of the state, or the frozen ones with the adapters added.
+
+        Args:
+          dtype: of the matrices that adapters were added to; default: the compute dtype.
+        """
+        if self._base is None:
+            return state.params
+        return merge(self._base, state.params, scale=self.settings.lora.scale, dtype=dtype)
 
     def fresh_optimizer(self, state: TrainState) -> TrainState:
         """The same parameters with an optimizer that has done nothing: the warm start's moments do not leak on."""
@@ -85,15 +127,17 @@ class Learner:
 
     def sampling_params(self, state: TrainState) -> Any:
         """The parameters as the decode engine likes them; see `sampling_params`."""
-        params = gather(state.params)
+        params = gather(self.policy_params(state))
         if self._mesh is not self._rollout_mesh and self._rollout_mesh is not None:
             params = jax.device_put(params, NamedSharding(self._rollout_mesh, PartitionSpec()))
         return sampling_params(params, self.settings, self._model)
 
     def supervised(self, state: TrainState, batch: TokenBatch, learning_rate: float) -> tuple[TrainState, jax.Array]:
         """One step of the warm start; returns its loss."""
-        settings = dataclasses.replace(self.settings.warm_start, learning_rate=learning_rate)
-        state, metrics = supervised_update(state, batch, self._log_prob_fn, settings, self._mesh)
+        settings = dataclasses.replace(
+            self.settings.warm_start, learning_rate=learning_rate, state_dtype=self.settings.optimizer.state_dtype
+        )
+        state, metrics = supervised_update(state, batch, self._log_prob_fn, settings, self._mesh, frozen=self._base)
         return state, metrics["loss"]
 
     def reference(self, state: TrainState) -> Any:
@@ -127,17 +171,21 @@ class Learner:
                 self._model,
                 num_devices=num_row_shards(self._mesh),
                 micro_batch_rows=settings.optimizer.micro_batch_rows,
+                micro_batch_tokens=settings.optimizer.micro_batch_tokens,
             )
             for some, theirs in zip(chunks(kept, share), chunks(advantages, share), strict=True)
         ]
         # The behaviour policy is the one before the first update, so all old log-probs are computed first.
         gaps = DecodeTrainGap()
         ready = [(self._with_log_probs(state, reference, packed, gaps), packed) for packed in batches]
-        values["processed_tokens"] = sum(batch.tokens.size for batch, _ in ready)
+        values["processed_tokens"] = sum(
+            num_computed_tokens(batch, self._cut(packed), self._mesh) for batch, packed in ready
+        )
         totals: list[dict[str, Any]] = []
         for batch, packed in ready:
             self._last_batch = batch
-            state, metrics = update(state, batch, self._log_prob_fn, settings.loss, self._cut(packed), self._mesh)
+            cut = self._cut(packed)
+            state, metrics = update(state, batch, self._log_prob_fn, settings.loss, cut, self._mesh, frozen=self._base)
             totals.append(jax.device_get(metrics))
             if len(totals) == 1 and not self._is_recomputed(packed):
                 # The first update's own forward is that of the policy that sampled; a later one's is not any more.
@@ -156,11 +204,13 @@ class Learner:
         """The batch with the log-probs that its update reads and that are not the update's own."""
         batch, cut = packed.batch, self._cut(packed)
         if reference is not None:
-            of_reference = compute_log_probs(reference, batch, self._log_prob_fn, cut, self._mesh)
+            whole = self._with_base(reference)
+            of_reference = compute_log_probs(whole, batch, self._log_prob_fn, cut, self._mesh)
             batch = dataclasses.replace(batch, reference_log_probs=of_reference)
         if not self._is_recomputed(packed):
             return batch
-        log_probs = np.asarray(compute_log_probs(state.params, batch, self._log_prob_fn, cut, self._mesh))
+        params = self._with_base(state.params)
+        log_probs = np.asarray(compute_log_probs(params, batch, self._log_prob_fn, cut, self._mesh))
         trained = np.asarray(batch.sums.num_paths > 0 if isinstance(batch, PackedBatch) else batch.loss_mask)
         gaps.add(log_probs, batch)
         old = np.where(trained, log_probs, 0).astype(np.float32)
@@ -205,15 +255,23 @@ def _frozen(params: Any, *, model: ModelConfig) -> Any:
 
 
 @functools.cache
-def _log_prob_fn(model: ModelConfig, chunk_size: int) -> LogProbFn:
+def _log_prob_fn(model: ModelConfig, chunk_size: int, lora_scale: float = 0.0) -> LogProbFn:
     """One object per architecture: it is a static argument, and a new one would compile anew."""
-    return functools.partial(_log_probs, model=model, chunk_size=chunk_size)
+    return functools.partial(_log_probs, model=model, chunk_size=chunk_size, lora_scale=lora_scale)
 
 
 def _log_probs(
-    params: Any, tokens: jax.Array, segment_ids: jax.Array, *form: jax.Array, model: ModelConfig, chunk_size: int
-) -> tuple[jax.Array, jax.Array]:
-    """Of texts, or of trees where `form` holds their positions, parents and ends."""
+    params: Any, tokens: jax.Array, segment_ids: jax.Array, *form: jax.Array, model: ModelConfig, chunk_size: int,
+    lora_scale: float,
+) -> tuple[jax.Array, jax.Array]:  # fmt: skip
+    """Of texts, or of trees where `form` holds their positions, parents and ends.
+
+    Args:
+      params: with a scale of adapters, the pair of frozen parameters and adapters.
+    """
+    if lora_scale:
+        base, adapters = params
+        params = adapt(base, adapters, lora_scale)
     of = tree_log_probs if form else token_log_probs
     return of(model, params, tokens, segment_ids, *form, chunk_size=chunk_size)
 

@@ -9,7 +9,7 @@ import jax
 from jax.sharding import Mesh
 from rich.console import Console
 
-from deepsearch_jax.policy import ModelConfig, init_params, load_pretrained, save_pretrained
+from deepsearch_jax.policy import ModelConfig, init_params, load_pretrained, save_adapter, save_pretrained
 from deepsearch_jax.runtime.compile_cache import enable_compile_cache
 from deepsearch_jax.runtime.interrupt import Interrupted, StopRequest
 from deepsearch_jax.runtime.meshes import build_mesh
@@ -121,7 +121,8 @@ def _headline(settings: RunSettings, task: Task, params: Any, mesh: Mesh | None)
 def _finish(
     trainer: Trainer, settings: RunSettings, model: ModelConfig, workdir: pathlib.Path, reporter: Reporter
 ) -> None:
-    params = gather(trainer.arrays.train.params)
+    params = gather(trainer.policy_params(settings.model.param_dtype))
+    adapters = gather(trainer.arrays.train.params) if settings.lora.rank else None
     if not is_first():
         return
     rows = read_rows(workdir / "metrics.jsonl")
@@ -134,3 +135,6 @@ def _finish(
             if file.name.startswith(_TOKENIZER_FILES):
                 shutil.copyfile(file, workdir / "policy" / file.name)
         reporter.line(f"policy: {workdir / 'policy'} (Hugging Face layout)")
+        if adapters is not None:
+            save_adapter(workdir / "adapter", model, adapters, settings.lora, base_model=settings.model.path)
+            reporter.line(f"adapter: {workdir / 'adapter'} (PEFT layout)")

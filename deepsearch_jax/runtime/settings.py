@@ -5,6 +5,7 @@ import dataclasses
 from deepsearch_jax.cache import FilterSettings
 from deepsearch_jax.data.degenerate import DegenerateSettings
 from deepsearch_jax.objective import AdvantageSettings, LossSettings
+from deepsearch_jax.policy import REMAT, LoraSettings
 from deepsearch_jax.runtime.alarms import AlarmSettings
 from deepsearch_jax.runtime.checkpoints import CheckpointSettings
 from deepsearch_jax.runtime.evaluate import EvaluationSettings
@@ -41,7 +42,8 @@ class ModelSettings:
       hidden_size, num_layers, num_heads, num_kv_heads, intermediate_size: sizes of the decoder from nothing.
       param_dtype: of the master weights.
       compute_dtype: of the matrix products; "auto" is float32 on CPU and bfloat16 on accelerators.
-      remat: recompute layer activations in the backward pass; less memory, about a third more time.
+      remat: what the backward pass recomputes: "none", each layer ("full": least memory, about a third more time), or
+        all but the products with weights ("dots").
     """
 
     path: str = ""
@@ -52,11 +54,12 @@ class ModelSettings:
     intermediate_size: int = 224
     param_dtype: str = "float32"
     compute_dtype: str = "auto"
-    remat: bool = False
+    remat: str = "none"
 
     def __post_init__(self) -> None:
         _check_choice("param_dtype", self.param_dtype, DTYPES)
         _check_choice("compute_dtype", self.compute_dtype, ("auto", *DTYPES))
+        _check_choice("remat", self.remat, REMAT)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,6 +134,7 @@ class RunSettings:
       seed: of everything random.
       method: "deepsearch", or a baseline from the same trainer: "grpo" and "dapo" sample directly and take outcome
         advantages; "dapo" also draws batches until its groups are mixed (rounds.dynamic_sampling_batches).
+      lora: trains adapters of a frozen model instead of all its parameters.
       warm_start: optimizer of the supervised warm start of tasks that have one; its learning rate comes with the batch.
       log_prob_chunk: tokens whose logits exist at a time in the training forward (memory: this times the vocabulary).
       old_log_probs: "recompute" by the training forward, or from the "sampler".
@@ -145,6 +149,7 @@ class RunSettings:
     method: str = "deepsearch"
     task: TaskSettings = TaskSettings()
     model: ModelSettings = ModelSettings()
+    lora: LoraSettings = LoraSettings()
     search: SearchSettings = SearchSettings()
     rollout: RolloutSettings = RolloutSettings()
     rounds: RoundSettings = RoundSettings()
@@ -180,6 +185,12 @@ class RunSettings:
             raise ValueError(
                 f"model.path={self.model.path!r} is given, but task.name='arithmetic' trains a small model of its own "
                 "alphabet from nothing; set task.name='math' or leave model.path empty"
+            )
+        if self.lora.rank and self.task.name == "arithmetic" and self.task.arithmetic.warm_start_stages:
+            raise ValueError(
+                f"lora.rank={self.lora.rank} trains adapters of a frozen model, but the warm start of "
+                "task.name='arithmetic' trains that model from nothing; set lora.rank=0, or "
+                "task.arithmetic.warm_start_stages=() to adapt a model that has learnt nothing"
             )
         if self.task.name == "math" and not self.model.path:
             raise ValueError(

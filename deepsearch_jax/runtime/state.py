@@ -49,6 +49,7 @@ class Position:
       alarm_counts: steps in a row beyond the limits of `alarms`, by their names.
       iterator: state of the problem iterator of the current round; empty before its first batch.
       fingerprint: of the training problems.
+      base: of the frozen weights where adapters are trained; "" otherwise.
     """
 
     saves: int = 0
@@ -64,3 +65,4 @@ class Position:
     alarm_counts: dict[str, int] = dataclasses.field(default_factory=dict)
     iterator: dict[str, Any] = dataclasses.field(default_factory=dict)
     fingerprint: str = ""
+    base: str = ""

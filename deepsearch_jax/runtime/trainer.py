@@ -54,7 +54,8 @@ class Trainer:
           rollout_mesh: those of this process, where there are several; one process rolls out on `mesh`.
 
         Raises:
-          ValueError: the training problems are not those of the run being resumed, or sizes do not fit.
+          ValueError: the training problems or frozen weights are not those of the run being resumed, or sizes do not
+            fit.
         """
         self.settings, self.task, self.workdir, self.reporter, self._stop = settings, task, workdir, reporter, stop
         self.problems: list[Problem] = list(task.train_problems)
@@ -72,13 +73,19 @@ class Trainer:
         self._sampler.check_fits(settings.evaluation.max_length or settings.search.max_response_length)
         identity = fingerprint(self.problems)
         self.arrays = self._initial_arrays(params, rollout_mesh)
-        self.position = Position(fingerprint=identity)
+        base = self._learner.base_fingerprint
+        self.position = Position(fingerprint=identity, base=base)
         if self._checkpoints.latest is not None:
             self.position = Position(**self._checkpoints.restore_record()["position"])
             if self.position.fingerprint != identity:
                 raise ValueError(
                     f"the training problems are not those that the run in {workdir} was started with; "
                     "restore the problem files or start in a new workdir"
+                )
+            if self.position.base != base:
+                raise ValueError(
+                    f"the model at {settings.model.path!r} is not the one that the adapters of the run in {workdir} "
+                    "belong to; restore its weights or start in a new workdir"
                 )
             restored = self._checkpoints.restore_arrays(_as_saved(self.arrays))
             self.arrays = jax.tree.map(_like, restored, self.arrays)
@@ -134,6 +141,10 @@ class Trainer:
             self.reporter.line(f"{interrupted}: saving step {self.position.step}")
             self._save(wait=True)
             raise
+
+    def policy_params(self, dtype: str | None = None) -> Any:
+        """The parameters of the policy as it is now; see `Learner.policy_params`."""
+        return self._learner.policy_params(self.arrays.train, dtype)
 
     def close(self) -> None:
         self._checkpoints.close()

@@ -13,8 +13,8 @@ from deepsearch_jax.config import differing_keys
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "chex", "numpy", "sympy", "math-verify", "grain")
 
 # Settings that may change between a stop and the next start: they say how long and how to report, not what is computed.
-# Other devices change nothing but rounding; alarms only watch. A lower rate or clip is the way out of updates that are
-# not finite.
+# Other devices, pieces of a batch and recomputation change only rounding; alarms only watch. A lower rate or clip
+# is the way out of updates that are not finite.
 FREE_KEYS = (
     "rounds.num_rounds",
     "alarms.",
@@ -22,6 +22,8 @@ FREE_KEYS = (
     "task.math.verify.num_workers",
     "optimizer.learning_rate",
     "optimizer.max_grad_norm",
+    "optimizer.micro_batch_",
+    "model.remat",
     "compile_cache",
     "num_devices",
     "mesh.",

@@ -4,7 +4,7 @@ from deepsearch_jax.training.cost import num_pairs, update_cost
 from deepsearch_jax.training.optimizer import UpdateSettings, learning_rate, make_optimizer
 from deepsearch_jax.training.packing import Paths, TokenTree, first_fit, pack_rows, token_tree
 from deepsearch_jax.training.placement import gather, put
-from deepsearch_jax.training.rows import check_rows, num_rows_that_fit, pad_rows
+from deepsearch_jax.training.rows import Cut, check_rows, cut_by_tokens, num_rows_that_fit, pad_rows, take_rows
 from deepsearch_jax.training.updates import (
     Batch,
     LogProbFn,
@@ -12,6 +12,7 @@ from deepsearch_jax.training.updates import (
     compute_log_probs,
     init_train_state,
     model_inputs,
+    num_computed_tokens,
     num_row_shards,
     supervised_update,
     update,
@@ -19,6 +20,7 @@ from deepsearch_jax.training.updates import (
 
 __all__ = [
     "Batch",
+    "Cut",
     "LogProbFn",
     "Paths",
     "TokenTree",
@@ -26,12 +28,14 @@ __all__ = [
     "UpdateSettings",
     "check_rows",
     "compute_log_probs",
+    "cut_by_tokens",
     "first_fit",
     "gather",
     "init_train_state",
     "learning_rate",
     "make_optimizer",
     "model_inputs",
+    "num_computed_tokens",
     "num_pairs",
     "num_row_shards",
     "num_rows_that_fit",
@@ -39,6 +43,7 @@ __all__ = [
     "pad_rows",
     "put",
     "supervised_update",
+    "take_rows",
     "token_tree",
     "update",
     "update_cost",

@@ -1,11 +1,13 @@
 """One optimizer update: micro-batches, devices, the loss of the whole batch, and a guard against non-finite numbers."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -23,18 +25,20 @@ from deepsearch_jax.objective import (
 )
 from deepsearch_jax.training.optimizer import UpdateSettings, learning_rate, make_optimizer
 from deepsearch_jax.training.placement import gather, put
-from deepsearch_jax.training.rows import check_rows
+from deepsearch_jax.training.rows import Cut, check_rows, cut_by_tokens, row_lengths, take_rows
 from deepsearch_jax.types import PackedBatch, TokenBatch
 
 DATA_AXIS, FSDP_AXIS = "data", "fsdp"
 
 Params = Any
 Batch = TokenBatch | PackedBatch
-# (params, *`model_inputs` of the batch) -> log_probs [R, T], entropy [R, T]. It is a static argument: make it once (say
-# by functools.partial) and pass the same object every time, or every call compiles anew.
+# (params, *`model_inputs` of the batch) -> log_probs [R, T], entropy [R, T]; where some parameters are frozen, params
+# is the pair (frozen, trained). It is a static argument: make it once (say by functools.partial) and pass the same
+# object every time, or every call compiles anew.
 LogProbFn = Callable[..., tuple[jax.Array, jax.Array]]
 LossFn = Callable[[jax.Array, jax.Array, Any], LossTerms]  # log_probs, entropy, rows of the batch
 Metrics = dict[str, jax.Array]
+Sums = tuple[Params, LossTerms]  # of gradients, not divided yet, and of the terms of the loss
 Tree = TypeVar("Tree")
 # Where the leaves of the state lie, in the order of jax.tree.leaves (parameters first); None where that needs no care.
 Placement = tuple[Any, ...] | None
@@ -173,6 +177,7 @@ def _placed(tree: Tree, structure: Any, placement: Placement) -> Tree:
 
 def _sum_of_gradients(
     params: Params,
+    frozen: Params | None,
     batch: Batch,
     log_prob_fn: LogProbFn,
     loss_fn: LossFn,
@@ -182,7 +187,8 @@ def _sum_of_gradients(
     """Gradient of the weighted sum over one shard's rows, float32 and not divided yet, and the terms of the loss."""
 
     def weighted_sum(params: Params, micro_batch: Batch) -> tuple[jax.Array, LossTerms]:
-        log_probs, entropy = log_prob_fn(params, *model_inputs(micro_batch))
+        everything = params if frozen is None else (frozen, params)
+        log_probs, entropy = log_prob_fn(everything, *model_inputs(micro_batch))
         terms = loss_fn(log_probs, entropy, micro_batch)
         return terms.weighted_sum, terms
 
@@ -205,6 +211,7 @@ def _sum_of_gradients(
 def _gradient_step(
     state: TrainState,
     batch: Batch,
+    frozen: Params | None,
     log_prob_fn: LogProbFn,
     loss_fn: LossFn,
     settings: UpdateSettings,
@@ -214,14 +221,21 @@ def _gradient_step(
     """The update of all devices; see `update`."""
     axis = DATA_AXIS if _is_mapped(mesh) else None
 
-    def shard(params: Params, batch: Batch) -> tuple[Params, LossTerms]:
-        gradients, terms = _sum_of_gradients(params, batch, log_prob_fn, loss_fn, settings, mesh)
+    def shard(params: Params, frozen: Params | None, batch: Batch) -> tuple[Params, LossTerms]:
+        gradients, terms = _sum_of_gradients(params, frozen, batch, log_prob_fn, loss_fn, settings, mesh)
         if axis is not None:
             gradients = jax.lax.psum(gradients, axis)
         return gradients, sum_over_axis(terms, axis)
 
     everywhere, rows = PartitionSpec(), PartitionSpec(DATA_AXIS)
-    gradients, terms = _over_shards(shard, mesh, (everywhere, rows), (everywhere, everywhere))(state.params, batch)
+    summed = _over_shards(shard, mesh, (everywhere, everywhere, rows), (everywhere, everywhere))
+    sums = summed(state.params, frozen, batch)
+    return _apply(state, sums, settings, placement)
+
+
+def _apply(state: TrainState, sums: Sums, settings: UpdateSettings, placement: Placement) -> tuple[TrainState, Metrics]:
+    """The optimizer's step on the gradients of the whole batch."""
+    gradients, terms = sums
     # Each device keeps of the gradient what it keeps of the parameters (ZeRO, arXiv 1910.02054).
     gradients = _placed(gradients, jax.tree.structure(state.params), placement)
     gradients = jax.tree.map(lambda g: g / divisor(terms.weight), gradients)
@@ -253,19 +267,7 @@ def _gradient_step(
     return new_state, metrics
 
 
-@functools.partial(
-    jax.jit, static_argnames=("log_prob_fn", "loss_settings", "settings", "mesh", "placement"), donate_argnames="state"
-)
-def _update(
-    state: TrainState,
-    batch: Batch,
-    *,
-    log_prob_fn: LogProbFn,
-    loss_settings: LossSettings,
-    settings: UpdateSettings,
-    mesh: Mesh | None,
-    placement: Placement,
-) -> tuple[TrainState, Metrics]:
+def _policy_loss(loss_settings: LossSettings, settings: UpdateSettings) -> LossFn:
     def loss_fn(log_probs: jax.Array, entropy: jax.Array, rows: Batch) -> LossTerms:
         old_log_probs = jax.lax.stop_gradient(log_probs) if settings.on_policy else rows.old_log_probs
         others = {"sampler_log_probs": rows.sampler_log_probs, "reference_log_probs": rows.reference_log_probs}
@@ -277,23 +279,91 @@ def _update(
             log_probs, old_log_probs, rows.advantages, rows.loss_mask, entropy, loss_settings, is_row, **others
         )
 
-    return _gradient_step(state, batch, log_prob_fn, loss_fn, settings, mesh, placement)
+    return loss_fn
 
 
-@functools.partial(jax.jit, static_argnames=("log_prob_fn", "settings", "mesh", "placement"), donate_argnames="state")
-def _supervised_update(
+def _supervised_loss(log_probs: jax.Array, entropy: jax.Array, rows: TokenBatch) -> LossTerms:
+    return supervised_loss(log_probs, rows.loss_mask, entropy)
+
+
+def _loss_fn(loss_settings: LossSettings | None, settings: UpdateSettings) -> LossFn:
+    return _supervised_loss if loss_settings is None else _policy_loss(loss_settings, settings)
+
+
+_STATIC = ("log_prob_fn", "loss_settings", "settings", "mesh", "placement")
+
+
+@functools.partial(jax.jit, static_argnames=_STATIC, donate_argnames="state")
+def _update(
     state: TrainState,
-    batch: TokenBatch,
+    batch: Batch,
+    frozen: Params | None = None,
     *,
     log_prob_fn: LogProbFn,
+    loss_settings: LossSettings | None,
     settings: UpdateSettings,
     mesh: Mesh | None,
     placement: Placement,
 ) -> tuple[TrainState, Metrics]:
-    def loss_fn(log_probs: jax.Array, entropy: jax.Array, rows: TokenBatch) -> LossTerms:
-        return supervised_loss(log_probs, rows.loss_mask, entropy)
+    """`loss_settings` None: on the cross-entropy."""
+    loss_fn = _loss_fn(loss_settings, settings)
+    return _gradient_step(state, batch, frozen, log_prob_fn, loss_fn, settings, mesh, placement)
 
-    return _gradient_step(state, batch, log_prob_fn, loss_fn, settings, mesh, placement)
+
+# The same in pieces of different shapes. Devices that are mapped by hand keep sums of their own, stacked along a first
+# axis, so that they exchange gradients once an update.
+
+
+@functools.partial(jax.jit, static_argnames=("mesh", "placement"))
+def _zero_sums(params: Params, *, mesh: Mesh | None, placement: Placement) -> Sums:
+    parts = (1,) if _is_mapped(mesh) else ()
+
+    def zeros(params: Params) -> Params:
+        return jax.tree.map(lambda p: jnp.zeros((*parts, *p.shape), jnp.float32), params)
+
+    gradients = _over_shards(zeros, mesh, (PartitionSpec(),), PartitionSpec(DATA_AXIS))(params)
+    terms = LossTerms(**{field.name: jnp.zeros((), jnp.float32) for field in dataclasses.fields(LossTerms)})
+    return _placed(gradients, jax.tree.structure(params), placement), terms
+
+
+@functools.partial(jax.jit, static_argnames=_STATIC, donate_argnames="sums")
+def _add_micro_batch(
+    sums: Sums,
+    params: Params,
+    batch: Batch,
+    frozen: Params | None = None,
+    *,
+    log_prob_fn: LogProbFn,
+    loss_settings: LossSettings | None,
+    settings: UpdateSettings,
+    mesh: Mesh | None,
+    placement: Placement,
+) -> Sums:
+    axis, loss_fn = DATA_AXIS if _is_mapped(mesh) else None, _loss_fn(loss_settings, settings)
+
+    def shard(total: Params, params: Params, frozen: Params | None, batch: Batch) -> Sums:
+        gradients, terms = _sum_of_gradients(params, frozen, batch, log_prob_fn, loss_fn, settings, mesh)
+        total = jax.tree.map(lambda a, b: a + (b if axis is None else b[None]), total, gradients)
+        return total, sum_over_axis(terms, axis)
+
+    everywhere, rows = PartitionSpec(), PartitionSpec(DATA_AXIS)
+    summed = _over_shards(shard, mesh, (rows, everywhere, everywhere, rows), (rows, everywhere))
+    gradients, terms = summed(sums[0], params, frozen, batch)
+    return _placed(gradients, jax.tree.structure(params), placement), add_terms(sums[1], terms)
+
+
+@functools.partial(jax.jit, static_argnames=("settings", "mesh", "placement"), donate_argnames="state")
+def _apply_sums(
+    state: TrainState, sums: Sums, *, settings: UpdateSettings, mesh: Mesh | None, placement: Placement
+) -> tuple[TrainState, Metrics]:
+    gradients, terms = sums
+    if _is_mapped(mesh):
+
+        def total(gradients: Params) -> Params:
+            return jax.lax.psum(jax.tree.map(lambda g: g[0], gradients), DATA_AXIS)
+
+        gradients = _over_shards(total, mesh, (PartitionSpec(DATA_AXIS),), PartitionSpec())(gradients)
+    return _apply(state, (gradients, terms), settings, placement)
 
 
 @functools.partial(jax.jit, static_argnames=("log_prob_fn", "settings", "mesh"))
@@ -314,6 +384,48 @@ def _compute_log_probs(
     return _over_shards(shard, mesh, (PartitionSpec(), by_row), by_row)(params, rows)
 
 
+def token_cuts(batch: Batch, settings: UpdateSettings, mesh: Mesh | None) -> list[Cut]:
+    """The micro-batches of a host batch under `settings.micro_batch_tokens`."""
+    return cut_by_tokens(row_lengths(batch), batch.tokens.shape[1], settings.micro_batch_tokens, num_row_shards(mesh))
+
+
+def num_computed_tokens(batch: Batch, settings: UpdateSettings, mesh: Mesh | None = None) -> int:
+    """Tokens that an update or `compute_log_probs` goes through, padding included."""
+    if not settings.micro_batch_tokens:
+        return int(np.prod(batch.tokens.shape))
+    return sum(len(cut.rows) * cut.length for cut in token_cuts(batch, settings, mesh))
+
+
+def _step(
+    state: TrainState,
+    batch: Batch,
+    log_prob_fn: LogProbFn,
+    loss_settings: LossSettings | None,
+    settings: UpdateSettings,
+    mesh: Mesh | None,
+    frozen: Params | None,
+) -> tuple[TrainState, Metrics]:
+    """The update on whole rows or on pieces of few tokens."""
+    static: dict[str, Any] = {"mesh": mesh, "placement": _placement_of(state, mesh)}
+    if not settings.micro_batch_tokens:
+        batch = _place_rows(batch, batch.tokens.shape[0], settings, mesh)
+        static |= {"log_prob_fn": log_prob_fn, "loss_settings": loss_settings, "settings": settings}
+        return _update(state, batch, frozen, **static)
+    width, whole = batch.tokens.shape[1], dataclasses.replace(settings, micro_batch_tokens=0)
+    if loss_settings is not None and not loss_settings.norm_length:
+        # Where a loss is divided by the width of its row, that is the one before the cut.
+        is_by_width = loss_settings.aggregation == "seq_mean_token_sum_norm"
+        loss_settings = dataclasses.replace(loss_settings, norm_length=width if is_by_width else 0)
+    sums = _zero_sums(state.params, **static)
+    for cut in token_cuts(batch, settings, mesh):
+        rows = _place_rows(take_rows(batch, cut), len(cut.rows), whole, mesh)
+        sums = _add_micro_batch(
+            sums, state.params, rows, frozen,
+            log_prob_fn=log_prob_fn, loss_settings=loss_settings, settings=whole, **static,
+        )  # fmt: skip
+    return _apply_sums(state, sums, settings=whole, **static)
+
+
 def _place_rows(batch: Tree, num_rows: int, settings: UpdateSettings, mesh: Mesh | None) -> Tree:
     """Checks that the rows divide and spreads them over the mesh axes "data" and "fsdp"."""
     check_rows(num_rows, num_row_shards(mesh), settings.micro_batch_rows)
@@ -329,6 +441,8 @@ def update(
     loss_settings: LossSettings,
     settings: UpdateSettings,
     mesh: Mesh | None = None,
+    *,
+    frozen: Params | None = None,
 ) -> tuple[TrainState, Metrics]:
     """One update on the Tree-GRPO loss of the whole batch, whatever the micro-batches and devices.
 
@@ -336,20 +450,18 @@ def update(
     any token to train on leaves them too. `state` is donated: use the one returned.
 
     Args:
-      batch: rows that divide among the devices and their micro-batches; rows without any token are only filling.
+      batch: rows that divide among the devices and their micro-batches; rows without any token are only filling. Under
+        `settings.micro_batch_tokens` any number of rows, on the host; those of filling cost nothing.
         Packed trees carry the weights of `loss_settings.aggregation` in their sums: pack them with the same settings.
       log_prob_fn: see `LogProbFn`.
       mesh: rows are shared along its axes "data" and "fsdp"; None = one device. Parameters stay laid out as they are.
+      frozen: parameters that `log_prob_fn` gets beside those of the state; they have no gradient and are not donated.
     Returns: the new state, and a dict of [] float32: loss, grad_norm (before clipping), learning_rate, is_applied
       (bool), and those of `reduce_loss` but pg_loss.
     Raises:
       ValueError: the rows do not divide.
     """
-    batch = _place_rows(batch, batch.tokens.shape[0], settings, mesh)
-    return _update(
-        state, batch, log_prob_fn=log_prob_fn, loss_settings=loss_settings, settings=settings, mesh=mesh,
-        placement=_placement_of(state, mesh),
-    )  # fmt: skip
+    return _step(state, batch, log_prob_fn, loss_settings, settings, mesh, frozen)
 
 
 def supervised_update(
@@ -358,15 +470,14 @@ def supervised_update(
     log_prob_fn: LogProbFn,
     settings: UpdateSettings,
     mesh: Mesh | None = None,
+    *,
+    frozen: Params | None = None,
 ) -> tuple[TrainState, Metrics]:
     """One update on the cross-entropy of the tokens under the loss mask; otherwise as `update`.
 
     Advantages and old log-probs of the batch are not read.
     """
-    batch = _place_rows(batch, batch.tokens.shape[0], settings, mesh)
-    return _supervised_update(
-        state, batch, log_prob_fn=log_prob_fn, settings=settings, mesh=mesh, placement=_placement_of(state, mesh)
-    )
+    return _step(state, batch, log_prob_fn, None, settings, mesh, frozen)
 
 
 def compute_log_probs(
@@ -377,5 +488,13 @@ def compute_log_probs(
     Raises:
       ValueError: the rows do not divide.
     """
+    if settings.micro_batch_tokens:
+        whole = dataclasses.replace(settings, micro_batch_tokens=0)
+        found = np.zeros(batch.tokens.shape, np.float32)
+        for cut in token_cuts(batch, settings, mesh):
+            is_row = cut.rows >= 0
+            log_probs = compute_log_probs(params, take_rows(batch, cut), log_prob_fn, whole, mesh)
+            found[cut.rows[is_row], : cut.length] = np.asarray(log_probs)[is_row]
+        return jnp.asarray(found)
     rows = _place_rows(model_inputs(batch), batch.tokens.shape[0], settings, mesh)
     return gather(_compute_log_probs(params, rows, log_prob_fn=log_prob_fn, settings=settings, mesh=mesh))

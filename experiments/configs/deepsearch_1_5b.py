@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
     data = os.environ.get("DEEPSEARCH_DATA", "../shared/data")
     config = to_config(RunSettings())
     config.model.path = os.environ.get("DEEPSEARCH_MODEL_DIR", "")
-    config.model.remat = True  # gradient checkpointing
+    config.model.remat = "full"  # gradient checkpointing
     config.task.name = "math"
     config.task.math.train.paths = (
         f"{data}/train/deepmath_round0_pass00.jsonl.gz",

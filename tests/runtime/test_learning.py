@@ -89,6 +89,27 @@ def test_updates_on_trees_are_those_on_responses(tmp_path, source, num_updates, 
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), learned["always"][0], learned["never"][0])
 
 
+@pytest.mark.parametrize("trees", [pytest.param("always", marks=pytest.mark.slow), "never"])
+def test_a_budget_of_tokens_changes_no_update(tmp_path, trees):
+    learned = {}
+    for cut in ({"micro_batch_rows": 2}, {"micro_batch_tokens": 96}):
+        settings = tiny_settings(
+            pack=PackSettings(row_multiple=16, min_rows=8, trees=trees),
+            optimizer=UpdateSettings(learning_rate=1e-3, warmup_steps=0, eps=1e-3, **cut),
+            rounds=RoundSettings(problems_per_step=6, problems_per_update=3, group_size=4),
+        )
+        learner = Learner(settings, MODEL, None, tmp_path)
+        state, values = learner.learn(learner.init(init_params(MODEL, jax.random.key(0))), make_groups(6))
+        learned[next(iter(cut))] = jax.device_get(state.params), values
+    (rows, by_rows), (params, by_tokens) = learned["micro_batch_rows"], learned["micro_batch_tokens"]
+    processed = by_tokens.pop("processed_tokens"), by_rows.pop("processed_tokens")
+    assert processed[0] <= processed[1] if trees == "always" else processed[0] < processed[1]
+    for name, value in by_rows.items():
+        if value is not None:
+            np.testing.assert_allclose(by_tokens[name], value, rtol=2e-5, atol=1e-6, err_msg=name)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), rows, params)
+
+
 def decode_train_gap(groups):
     """|sampled - computed| log-probs of one response after the other, where the sampler's are known."""
     texts, gaps = [[*group.prompt, *r.tokens] for group in groups for r in group.responses], []
