@@ -70,7 +70,9 @@ class Learner:
             settings.optimizer,
             on_policy=settings.optimizer.on_policy or (is_one_update and settings.old_log_probs == "recompute"),
         )
-        self._log_prob_fn = _log_prob_fn(model, settings.log_prob_chunk)
+        # Where rows alone are shared, the update maps over the devices by hand and the policy sees one of them.
+        is_spread = settings.mesh.fsdp * settings.mesh.tensor > 1
+        self._log_prob_fn = _log_prob_fn(model, settings.log_prob_chunk, self._mesh if is_spread else None)
         self._last_batch: Batch | None = None
 
     def init(self, params: Any) -> TrainState:
@@ -205,17 +207,18 @@ def _frozen(params: Any, *, model: ModelConfig) -> Any:
 
 
 @functools.cache
-def _log_prob_fn(model: ModelConfig, chunk_size: int) -> LogProbFn:
+def _log_prob_fn(model: ModelConfig, chunk_size: int, mesh: Mesh | None = None) -> LogProbFn:
     """One object per architecture: it is a static argument, and a new one would compile anew."""
-    return functools.partial(_log_probs, model=model, chunk_size=chunk_size)
+    return functools.partial(_log_probs, model=model, chunk_size=chunk_size, mesh=mesh)
 
 
 def _log_probs(
-    params: Any, tokens: jax.Array, segment_ids: jax.Array, *form: jax.Array, model: ModelConfig, chunk_size: int
-) -> tuple[jax.Array, jax.Array]:
+    params: Any, tokens: jax.Array, segment_ids: jax.Array, *form: jax.Array, model: ModelConfig, chunk_size: int,
+    mesh: Mesh | None,
+) -> tuple[jax.Array, jax.Array]:  # fmt: skip
     """Of texts, or of trees where `form` holds their positions, parents and ends."""
     of = tree_log_probs if form else token_log_probs
-    return of(model, params, tokens, segment_ids, *form, chunk_size=chunk_size)
+    return of(model, params, tokens, segment_ids, *form, chunk_size=chunk_size, mesh=mesh)
 
 
 def sampling_params(params: Any, settings: RunSettings, model: ModelConfig) -> Any:
