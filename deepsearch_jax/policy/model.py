@@ -26,7 +26,7 @@ from deepsearch_jax.policy.config import ModelConfig
 from deepsearch_jax.policy.int8 import Int8, matmul
 from deepsearch_jax.policy.layout import Transposed
 from deepsearch_jax.policy.rope import apply_rope
-from deepsearch_jax.policy.sharding import by_rows, gathered, over_rows
+from deepsearch_jax.policy.sharding import by_rows, gathered, looked_up, over_rows
 
 Params = dict[str, Any]
 # query [..., Hq, Dh], key and value [..., Hkv, Dh] of the new tokens -> attended [..., Hq, Dh] and anything to keep.
@@ -157,9 +157,9 @@ class Decoder(nnx.Module):
         has_head = not config.tie_word_embeddings if has_head is None else has_head
         self.head = Linear(config, config.hidden_size, config.vocab_size, bias=False, rngs=rngs) if has_head else None
 
-    def embed_tokens(self, tokens: jax.Array) -> jax.Array:
-        """[...] int32 -> [..., E] in the compute dtype."""
-        embedded = self.embed.embedding[...][tokens].astype(self.config.dtypes[1])
+    def embed_tokens(self, tokens: jax.Array, mesh: Mesh | None = None) -> jax.Array:
+        """[...] int32 -> [..., E] in the compute dtype; with a mesh see `hidden_states`."""
+        embedded = looked_up(self.config, self.embed.embedding[...], tokens, mesh)
         if not self.config.scale_embedding:
             return embedded
         return embedded * jnp.asarray(self.config.hidden_size**0.5, embedded.dtype)  # rounded, as in published weights
@@ -287,7 +287,6 @@ def hidden_states(
     Returns: [R, T, E] in the compute dtype; rows of padding hold finite values without meaning.
     """
     chex.assert_equal_shape([tokens, segment_ids])
-    params = params | gathered(config, {"embed": params["embed"]}, mesh, keep_dtype=True)
     decoder = bind(config, params)
     places = segment_positions(segment_ids) if positions is None else positions
     reach, blocks = segment_ends(segment_ids) if ends is None else ends, blocks_for(tokens.shape[1])
@@ -305,7 +304,8 @@ def hidden_states(
         return layer(x, places.reshape(-1), attend)[0], carry
 
     # All but attention takes the tokens of all rows as one list: gradients of the products are a quarter faster on CPU.
-    x, _ = scan_layers(decoder, decoder.embed_tokens(tokens.reshape(-1)), None, step, remat=config.remat, mesh=mesh)
+    x = decoder.embed_tokens(tokens.reshape(-1), mesh)
+    x, _ = scan_layers(decoder, x, None, step, remat=config.remat, mesh=mesh)
     return decoder.final_norm(x).reshape(*tokens.shape, -1)
 
 

@@ -147,6 +147,25 @@ def _gather_backward(
 _gather.defvjp(_gather_forward, _gather_backward)
 
 
+def looked_up(config: ModelConfig, table: jax.Array, tokens: jax.Array, mesh: Mesh | None) -> jax.Array:
+    """Rows [..., E] of the embedding [V, E] in the compute dtype; with a mesh tokens are [X], shared like rows.
+
+    Each device reads its tokens from the whole table and adds up their gradients on its own, in the table's dtype: the
+    compiler would bring the gradients of all tokens to every device.
+    """
+    if mesh is None:
+        return table[tokens].astype(config.dtypes[1])
+    whole = gathered(config, {"embed": {"embedding": table}}, mesh, axes=("fsdp", "tensor"), keep_dtype=True)
+    rows = PartitionSpec(row_axes(mesh))
+
+    def of_device(table: jax.Array, tokens: jax.Array) -> jax.Array:
+        return table[tokens].astype(config.dtypes[1])
+
+    return jax.shard_map(of_device, mesh=mesh, in_specs=(PartitionSpec(), rows), out_specs=rows, check_vma=False)(
+        whole["embed"]["embedding"], tokens
+    )
+
+
 def over_rows(
     function: Callable[..., jax.Array], config: ModelConfig, mesh: Mesh | None, num_heads_axes: int
 ) -> Callable[..., jax.Array]:
