@@ -35,6 +35,7 @@ from deepsearch_jax.training import (
     compute_log_probs,
     gather,
     init_train_state,
+    lower_update,
     num_row_shards,
     put,
     supervised_update,
@@ -75,6 +76,16 @@ class Learner:
         self._log_prob_fn = _log_prob_fn(model, settings.log_prob_chunk, self._mesh if is_spread else None)
         self._last_batch: Batch | None = None
 
+    @property
+    def mesh(self) -> Mesh | None:
+        """Of the update."""
+        return self._mesh
+
+    def lower(self, state: TrainState, batch: Batch, micro_batch_rows: int) -> jax.stages.Lowered:
+        """The program of one update, for shapes alone; see `Packed` for the rows."""
+        cut = dataclasses.replace(self._update_settings, micro_batch_rows=micro_batch_rows)
+        return lower_update(state, batch, self._log_prob_fn, self.settings.loss, cut, self._mesh)
+
     def init(self, params: Any) -> TrainState:
         """A train state that has done nothing yet; takes the parameters over."""
         if self._mesh is not None and self._mesh is not self._rollout_mesh:
@@ -87,7 +98,10 @@ class Learner:
 
     def sampling_params(self, state: TrainState) -> Any:
         """The parameters as the decode engine likes them; see `sampling_params`."""
-        params = gather(state.params)
+        params = state.params
+        if self._mesh is not self._rollout_mesh and not self.settings.rollout.int8:
+            params = _cast(params, dtype=self._model.compute_dtype)  # half the bytes to move and to hold
+        params = gather(params)
         if self._mesh is not self._rollout_mesh and self._rollout_mesh is not None:
             params = jax.device_put(params, NamedSharding(self._rollout_mesh, PartitionSpec()))
         return sampling_params(params, self.settings, self._model)
@@ -221,19 +235,30 @@ def _log_probs(
     return of(model, params, tokens, segment_ids, *form, chunk_size=chunk_size, mesh=mesh)
 
 
-def sampling_params(params: Any, settings: RunSettings, model: ModelConfig) -> Any:
-    """Parameters for decoding: compute dtype, layers apart where that is faster, 8 bits where asked for."""
+def sampling_params(params: Any, settings: RunSettings, model: ModelConfig, *, backend: str = "") -> Any:
+    """Parameters for decoding: compute dtype, layers apart where that is faster, 8 bits where asked for.
+
+    Args:
+      backend: of jax that decodes; by default the one in use.
+    """
     search, devices = settings.search, settings.num_devices or jax.device_count()
     rows = settings.rollout.num_slots * search.picks_per_step * search.children_per_expansion // devices
-    return decoding_params(params, settings.rollout, model, max(rows, 1))
+    return decoding_params(params, settings.rollout, model, max(rows, 1), backend=backend)
 
 
-def decoding_params(params: Any, rollout: RolloutSettings, model: ModelConfig, rows: int) -> Any:
+def decoding_params(
+    params: Any, rollout: RolloutSettings, model: ModelConfig, rows: int, *, backend: str = ""
+) -> Any:  # fmt: skip
     """The same for a decoder that computes `rows` rows at a time on each device."""
-    unroll, int8 = rollout.unrolls(jax.default_backend()), rollout.int8
-    if not unroll and not int8 and model.param_dtype == model.compute_dtype:
+    unroll, int8 = rollout.unrolls(backend or jax.default_backend()), rollout.int8
+    if not unroll and not int8 and {leaf.dtype for leaf in jax.tree.leaves(params)} == {model.dtypes[1]}:
         return params
     return _sampling_params(params, model=model, unroll=unroll, int8=int8, rows=rows)
+
+
+@functools.partial(jax.jit, static_argnames=("dtype",))
+def _cast(params: Any, *, dtype: str) -> Any:
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "unroll", "int8", "rows"))
