@@ -1,81 +1,71 @@
-"""Memory of one update of a 0.5B model, compiled ahead of time and not run: moments, adapters, remat, micro-batches.
+"""Memory of an update as the tokens of its micro-batches double, at a large vocabulary.
 
-`python -m benchmarks.update_memory` compiles for the backend that is there; on CPU products are computed in float32, so
-activations take twice what they take in bfloat16. `state` and `base` are what is held between updates, `update` what an
-update needs beside them (gradients, activations, logits of a chunk).
+`python -m benchmarks.update_memory` compiles the update of a narrow decoder with 150,000 tokens of vocabulary ahead of
+time for rows of one response and for packed trees, from 2,048 tokens on, and reads the compiler's memory analysis; in
+this decoder logits of all tokens would outweigh everything else. The last line is one JSON object: `value` is the
+largest growth of the temporary memory from one case to the next over vocabulary x added tokens x 4 bytes, `ratio`
+the largest temporary memory over that of the logits of all tokens.
 """
 
 import argparse
-import dataclasses
+import functools
 import json
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from benchmarks.common import finish
+from benchmarks.common import finish, plain
 from deepsearch_jax.objective import LossSettings
-from deepsearch_jax.policy import LoraSettings, ModelConfig, freeze, init_adapters, init_params
-from deepsearch_jax.runtime.learning import _log_prob_fn
-from deepsearch_jax.training import UpdateSettings, init_train_state, updates
-from deepsearch_jax.types import TokenBatch
+from deepsearch_jax.policy import ModelConfig, token_log_probs, tree_log_probs
+from deepsearch_jax.runtime.memory import abstract_state
+from deepsearch_jax.runtime.planning.plan import Rows, batch_shapes
+from deepsearch_jax.training import UpdateSettings, lower_update
 
-QWEN_05B = ModelConfig(remat="full")
-LORA = LoraSettings(rank=16)
-CASES: dict[str, tuple[dict[str, Any], dict[str, Any], LoraSettings]] = {
-    "float32 moments": ({}, {}, LoraSettings()),
-    "bfloat16 moments": ({}, {"state_dtype": "bfloat16"}, LoraSettings()),
-    "int8 moments": ({}, {"state_dtype": "int8"}, LoraSettings()),
-    "adapters of rank 16": ({}, {}, LORA),
-    "remat dots": ({"remat": "dots"}, {}, LoraSettings()),
-    "remat none": ({"remat": "none"}, {}, LoraSettings()),
-    "int8, adapters": ({}, {"state_dtype": "int8"}, LORA),
-    "1 row at a time": ({}, {"micro_batch_rows": 1}, LoraSettings()),
-    "8 rows at a time": ({}, {"micro_batch_rows": 8}, LoraSettings()),
-}
+VOCABULARY = 150_000
+CHUNK = 256
+MODEL = ModelConfig.tiny(VOCABULARY, hidden_size=16, num_layers=2, num_heads=1, max_position_embeddings=1 << 16,
+                         remat="full")  # fmt: skip
 
 
-def num_bytes(tree: Any) -> int:
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+def temporary_bytes(tokens: int, is_trees: bool, *, micro_batches: int = 2, chunk: int = CHUNK) -> int:
+    """Temporary memory of an update on rows of so many tokens, one a micro-batch.
+
+    The gradients of the embedding, one number for each of its own, are a part of it that does not grow.
+    """
+    settings = UpdateSettings(micro_batch_rows=1)
+    of = tree_log_probs if is_trees else token_log_probs
+    log_prob_fn = functools.partial(_log_probs, of=of, chunk_size=chunk)
+    rows = Rows(is_trees, micro_batches, tokens, 1)
+    state = abstract_state(MODEL, settings, None)
+    lowered = lower_update(state, batch_shapes(rows, None), log_prob_fn, LossSettings(), settings)
+    memory: Any = lowered.compile().memory_analysis()
+    return memory.temp_size_in_bytes
 
 
-def measure(
-    model: ModelConfig, settings: UpdateSettings, lora: LoraSettings, rows: int, length: int, chunk: int
-) -> dict[str, float]:
-    """GB of one case."""
-    params = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
-    base = None
-    if lora.rank:
-        base = jax.eval_shape(lambda p: freeze(model, p), params)
-        params = jax.eval_shape(lambda: init_adapters(model, lora, jax.random.key(0)))
-    state = jax.eval_shape(lambda p: init_train_state(p, settings), params)
-    ints, floats, mask = (jax.ShapeDtypeStruct((rows, length), d) for d in (jnp.int32, jnp.float32, jnp.bool))
-    compiled = updates._update.lower(
-        state, TokenBatch(ints, ints, mask, floats, floats), base, loss_settings=LossSettings(), settings=settings,
-        log_prob_fn=_log_prob_fn(model, chunk, lora.scale), mesh=None, placement=None,
-    ).compile()  # fmt: skip
-    memory = compiled.memory_analysis()
-    assert memory.alias_size_in_bytes == num_bytes(state)
-    found = {"state": num_bytes(state), "base": num_bytes(base), "update": memory.temp_size_in_bytes}
-    return {name: value / 1e9 for name, value in found.items()} | {"in_all": sum(found.values()) / 1e9}
+def _log_probs(params: Any, *inputs: jax.Array, of: Any, chunk_size: int) -> tuple[jax.Array, jax.Array]:
+    return of(MODEL, params, *inputs, chunk_size=chunk_size)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=8)
-    parser.add_argument("--length", type=int, default=1024, help="tokens of a row")
-    parser.add_argument("--chunk", type=int, default=512, help="tokens whose logits exist at a time")
-    parser.add_argument("--compute_dtype", default="float32")
-    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
+    parser.add_argument("--tokens", type=int, nargs="+", default=[2048, 4096, 8192, 16384])
     options = parser.parse_args()
-    cases = []
-    for name in options.cases:
-        of_model, of_update, lora = CASES[name]
-        model = dataclasses.replace(QWEN_05B, compute_dtype=options.compute_dtype, **of_model)
-        settings = UpdateSettings(**of_update)
-        cases.append({"case": name} | measure(model, settings, lora, options.rows, options.length, options.chunk))
-        print(json.dumps(cases[-1]), flush=True)
-    finish("update_memory", cases[-1]["in_all"], "GB", cases[0]["in_all"] / cases[-1]["in_all"], cases=cases)
+    cases: list[dict[str, Any]] = []
+    for is_trees in (False, True):
+        before: dict[str, Any] | None = None
+        for tokens in options.tokens:
+            case: dict[str, Any] = {"form": "trees" if is_trees else "responses", "tokens": tokens}
+            case["mib"] = temporary_bytes(tokens, is_trees) / 2**20
+            case["logits_mib"] = tokens * VOCABULARY * 4 / 2**20
+            if before:
+                case["growth"] = (case["mib"] - before["mib"]) / (case["logits_mib"] - before["logits_mib"])
+            cases.append(case)
+            print(json.dumps(plain(case)), flush=True)
+            before = case
+    finish(
+        "update_memory", max(case.get("growth", 0.0) for case in cases), "growth per byte of logits",
+        cases[-1]["mib"] / cases[-1]["logits_mib"], chunk=CHUNK, cases=cases,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

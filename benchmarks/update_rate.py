@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=1024, help="tokens of a row")
     parser.add_argument("--chunk", type=int, default=1024, help="tokens whose logits exist at a time")
     parser.add_argument("--micro_batch_rows", type=int, default=0)
-    parser.add_argument("--remat", action="store_true")
+    parser.add_argument("--remat", choices=("none", "dots", "full"), default="none")
     parser.add_argument(
         "--product", type=int, default=0, help="size of the bound's products; 0: shapes of a 0.5B model"
     )

@@ -1,6 +1,6 @@
 """The policy: a decoder-only language model as pure functions of plain parameters."""
 
-from deepsearch_jax.policy.attention import Blocks, blocks_for, row_attention, segment_ends
+from deepsearch_jax.policy.attention import Blocks, blocks_for, compiling_for, row_attention, segment_ends
 from deepsearch_jax.policy.checkpoint import hf_tensors, load_config, load_pretrained, save_pretrained
 from deepsearch_jax.policy.config import REMAT, ModelConfig
 from deepsearch_jax.policy.hf_config import SUPPORTED_ARCHITECTURES
@@ -48,6 +48,7 @@ __all__ = [
     "bind",
     "blocks_for",
     "bytes_per_device",
+    "compiling_for",
     "freeze",
     "hf_tensors",
     "hidden_states",

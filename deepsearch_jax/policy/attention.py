@@ -6,7 +6,10 @@ depth-first preorder. `ends[j]` is the first index behind the subtree of token j
 window the two must also be less than the window apart in position, which is the depth.
 """
 
+import contextlib
+import contextvars
 import functools
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
@@ -28,9 +31,22 @@ class Blocks(NamedTuple):
     at_once: int  # pairs computed at a time
 
 
+_planned_backend: contextvars.ContextVar[str] = contextvars.ContextVar("planned_backend", default="")
+
+
+@contextlib.contextmanager
+def compiling_for(backend: str) -> Iterator[None]:
+    """Programs traced within get the form that they have on that backend, whatever backend compiles them."""
+    token = _planned_backend.set(backend)
+    try:
+        yield
+    finally:
+        _planned_backend.reset(token)
+
+
 def blocks_for(length: int) -> Blocks | None:
     """What suits rows of `length` tokens on this backend; None = dense."""
-    backend = jax.default_backend()
+    backend = _planned_backend.get() or jax.default_backend()
     if length <= DENSE_LENGTH.get(backend, DENSE_ON_ACCELERATORS):
         return None
     # One pair at a time stays in the cache of a CPU core; an accelerator needs many to be busy (not measured).

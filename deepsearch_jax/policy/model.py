@@ -19,12 +19,14 @@ import chex
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 
-from deepsearch_jax.policy.attention import blocks_for, row_attention, segment_ends
+from deepsearch_jax.policy.attention import Blocks, blocks_for, row_attention, segment_ends
 from deepsearch_jax.policy.config import ModelConfig
 from deepsearch_jax.policy.int8 import Int8, matmul
 from deepsearch_jax.policy.layout import Transposed
 from deepsearch_jax.policy.rope import apply_rope
+from deepsearch_jax.policy.sharding import by_rows, gathered, looked_up, over_rows
 
 Params = dict[str, Any]
 # query [..., Hq, Dh], key and value [..., Hkv, Dh] of the new tokens -> attended [..., Hq, Dh] and anything to keep.
@@ -155,9 +157,9 @@ class Decoder(nnx.Module):
         has_head = not config.tie_word_embeddings if has_head is None else has_head
         self.head = Linear(config, config.hidden_size, config.vocab_size, bias=False, rngs=rngs) if has_head else None
 
-    def embed_tokens(self, tokens: jax.Array) -> jax.Array:
-        """[...] int32 -> [..., E] in the compute dtype."""
-        embedded = self.embed.embedding[...][tokens].astype(self.config.dtypes[1])
+    def embed_tokens(self, tokens: jax.Array, mesh: Mesh | None = None) -> jax.Array:
+        """[...] int32 -> [..., E] in the compute dtype; with a mesh see `hidden_states`."""
+        embedded = looked_up(self.config, self.embed.embedding[...], tokens, mesh)
         if not self.config.scale_embedding:
             return embedded
         return embedded * jnp.asarray(self.config.hidden_size**0.5, embedded.dtype)  # rounded, as in published weights
@@ -193,12 +195,14 @@ def scan_layers(
     step: Callable[[DecoderLayer, jax.Array, Any, Any], tuple[jax.Array, Any]],
     *,
     remat: str = "none",
+    mesh: Mesh | None = None,
 ) -> tuple[jax.Array, Any]:
     """Runs x through all layers: x, carry = step(layer, x, carry, layer_index) for each.
 
     Stacked layers are scanned (layer_index is traced); unstacked ones are unrolled (layer_index is an int).
     Args:
       remat: what the backward pass recomputes of a layer; see `ModelConfig`.
+      mesh: see `hidden_states`; each layer's weights are gathered when it is their turn.
     """
 
     def again(run_layer: Callable[..., Any], *, prevent_cse: bool) -> Callable[..., Any]:
@@ -209,7 +213,10 @@ def scan_layers(
         return jax.checkpoint(run_layer, prevent_cse=prevent_cse, policy=policy)
 
     def run(graph: nnx.GraphDef[Any], index: Any, x: jax.Array, carry: Any, state: nnx.State) -> Any:
-        return step(nnx.merge(graph, state), x, carry, index)
+        if mesh is not None:
+            state = nnx.State(gathered(decoder.config, nnx.to_pure_dict(state), mesh))
+        x, carry = step(nnx.merge(graph, state), by_rows(x, mesh), carry, index)
+        return by_rows(x, mesh), carry
 
     if isinstance(decoder.layers, nnx.List):
         for index, layer in enumerate(decoder.layers):
@@ -269,6 +276,7 @@ def hidden_states(
     segment_ids: jax.Array,
     positions: jax.Array | None = None,
     ends: jax.Array | None = None,
+    mesh: Mesh | None = None,
 ) -> jax.Array:
     """The decoder's output after the final norm, one causal pass over whole rows.
 
@@ -280,6 +288,8 @@ def hidden_states(
       segment_ids: [R, T] int32, runs of equal ids; 0 is padding.
       positions: [R, T] int32; by default counted from 0 within each segment.
       ends: [R, T] int32 first index behind the subtree of each token, 0 in padding; by default the segment's end.
+      mesh: where the rows are shared along its axes data and fsdp and the compiler partitions; None on one device and
+        where the caller maps over devices by hand.
     Returns: [R, T, E] in the compute dtype; rows of padding hold finite values without meaning.
     """
     chex.assert_equal_shape([tokens, segment_ids])
@@ -290,14 +300,25 @@ def hidden_states(
     def step(layer: DecoderLayer, x: jax.Array, carry: None, index: Any) -> tuple[jax.Array, None]:
         def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, None]:
             query, key, value = (x.reshape(*tokens.shape, *x.shape[1:]) for x in (query, key, value))
-            attended = row_attention(query, key, value, reach, places, layer_window(config, index), blocks)
+            window = layer_window(config, index)
+            windows = () if window is None else (window,)
+            attended = over_rows(functools.partial(_row_attention, blocks), config, mesh, 3)(
+                query, key, value, reach, places, *windows
+            )
             return attended.reshape(-1, *attended.shape[2:]), None
 
         return layer(x, places.reshape(-1), attend)[0], carry
 
     # All but attention takes the tokens of all rows as one list: gradients of the products are a quarter faster on CPU.
-    x, _ = scan_layers(decoder, decoder.embed_tokens(tokens.reshape(-1)), None, step, remat=config.remat)
+    x = decoder.embed_tokens(tokens.reshape(-1), mesh)
+    x, _ = scan_layers(decoder, x, None, step, remat=config.remat, mesh=mesh)
     return decoder.final_norm(x).reshape(*tokens.shape, -1)
+
+
+def _row_attention(blocks: Blocks | None, *arguments: jax.Array) -> jax.Array:
+    """`row_attention` of query, key, value, ends, positions and perhaps a window."""
+    query, key, value, ends, positions = arguments[:5]
+    return row_attention(query, key, value, ends, positions, arguments[5] if len(arguments) > 5 else None, blocks)
 
 
 def logits(params: Params, hidden: jax.Array) -> jax.Array:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -43,13 +44,18 @@ class PackSettings:
         batch up cost nothing where optimizer.micro_batch_tokens cuts it.
       trees: whether what responses to a problem have in common is computed once: "always", "never", or "auto", which
         compares the work (`training.update_cost`); the update is the same but for rounding.
+      max_tree_tokens: a batch with a longer tree than this goes in rows of one response, so that no row takes more
+        memory than was planned: all trajectories of a tree may share next to nothing; 0 = no limit.
     """
 
     row_multiple: int = 64
     min_rows: int = 8
     trees: str = "auto"
+    max_tree_tokens: int = 0
 
     def __post_init__(self) -> None:
+        if self.max_tree_tokens < 0:
+            raise ValueError(f"max_tree_tokens={self.max_tree_tokens} must be at least 0; 0 is no limit")
         if self.trees not in TREES:
             raise ValueError(f"trees={self.trees!r} is not known; choose one of {', '.join(TREES)}")
         if self.row_multiple < 1 or self.min_rows < 1:
@@ -184,7 +190,7 @@ def pack(
         R *= 2
     trees = [token_tree(some, loss, T) for some in paths]
     is_known = not any(np.isnan(tree.sampler_log_probs[place]).any() for tree in trees for place in tree.places)
-    if settings.trees != "never":
+    if settings.trees != "never" and max(map(len, trees)) <= (settings.max_tree_tokens or sys.maxsize):
         limit = micro_batch_tokens or micro_batch_rows * T
         layout = choose_layout([len(tree) for tree in trees], settings.row_multiple, num_devices, limit)
         packed = pack_rows(trees, layout.rows, layout.num_rows, layout.length)

@@ -40,6 +40,7 @@ from deepsearch_jax.training import (
     compute_log_probs,
     gather,
     init_train_state,
+    lower_update,
     num_computed_tokens,
     num_row_shards,
     put,
@@ -79,9 +80,23 @@ class Learner:
             settings.optimizer,
             on_policy=settings.optimizer.on_policy or (is_one_update and settings.old_log_probs == "recompute"),
         )
-        self._log_prob_fn = _log_prob_fn(model, settings.log_prob_chunk, settings.lora.scale)
+        # Where rows alone are shared, the update maps over the devices by hand and the policy sees one of them.
+        is_spread = settings.mesh.fsdp * settings.mesh.tensor > 1
+        self._log_prob_fn = _log_prob_fn(
+            model, settings.log_prob_chunk, settings.lora.scale, self._mesh if is_spread else None
+        )
         self._base: Any = None  # the frozen parameters, where adapters are trained
         self._last_batch: Batch | None = None
+
+    @property
+    def mesh(self) -> Mesh | None:
+        """Of the update."""
+        return self._mesh
+
+    def lower(self, state: TrainState, batch: Batch, micro_batch_rows: int) -> jax.stages.Lowered:
+        """The program of one update, for shapes alone; see `Packed` for the rows."""
+        cut = dataclasses.replace(self._update_settings, micro_batch_rows=micro_batch_rows, micro_batch_tokens=0)
+        return lower_update(state, batch, self._log_prob_fn, self.settings.loss, cut, self._mesh)
 
     def init(self, params: Any) -> TrainState:
         """A train state that has done nothing yet; takes the parameters over.
@@ -127,7 +142,10 @@ class Learner:
 
     def sampling_params(self, state: TrainState) -> Any:
         """The parameters as the decode engine likes them; see `sampling_params`."""
-        params = gather(self.policy_params(state))
+        params = self.policy_params(state)
+        if self._mesh is not self._rollout_mesh and not self.settings.rollout.int8:
+            params = _cast(params, dtype=self._model.compute_dtype)  # half the bytes to move and to hold
+        params = gather(params)
         if self._mesh is not self._rollout_mesh and self._rollout_mesh is not None:
             params = jax.device_put(params, NamedSharding(self._rollout_mesh, PartitionSpec()))
         return sampling_params(params, self.settings, self._model)
@@ -255,14 +273,14 @@ def _frozen(params: Any, *, model: ModelConfig) -> Any:
 
 
 @functools.cache
-def _log_prob_fn(model: ModelConfig, chunk_size: int, lora_scale: float = 0.0) -> LogProbFn:
+def _log_prob_fn(model: ModelConfig, chunk_size: int, lora_scale: float = 0.0, mesh: Mesh | None = None) -> LogProbFn:
     """One object per architecture: it is a static argument, and a new one would compile anew."""
-    return functools.partial(_log_probs, model=model, chunk_size=chunk_size, lora_scale=lora_scale)
+    return functools.partial(_log_probs, model=model, chunk_size=chunk_size, lora_scale=lora_scale, mesh=mesh)
 
 
 def _log_probs(
     params: Any, tokens: jax.Array, segment_ids: jax.Array, *form: jax.Array, model: ModelConfig, chunk_size: int,
-    lora_scale: float,
+    lora_scale: float, mesh: Mesh | None,
 ) -> tuple[jax.Array, jax.Array]:  # fmt: skip
     """Of texts, or of trees where `form` holds their positions, parents and ends.
 
@@ -273,22 +291,33 @@ def _log_probs(
         base, adapters = params
         params = adapt(base, adapters, lora_scale)
     of = tree_log_probs if form else token_log_probs
-    return of(model, params, tokens, segment_ids, *form, chunk_size=chunk_size)
+    return of(model, params, tokens, segment_ids, *form, chunk_size=chunk_size, mesh=mesh)
 
 
-def sampling_params(params: Any, settings: RunSettings, model: ModelConfig) -> Any:
-    """Parameters for decoding: compute dtype, layers apart where that is faster, 8 bits where asked for."""
+def sampling_params(params: Any, settings: RunSettings, model: ModelConfig, *, backend: str = "") -> Any:
+    """Parameters for decoding: compute dtype, layers apart where that is faster, 8 bits where asked for.
+
+    Args:
+      backend: of jax that decodes; by default the one in use.
+    """
     search, devices = settings.search, settings.num_devices or jax.device_count()
     rows = settings.rollout.num_slots * search.picks_per_step * search.children_per_expansion // devices
-    return decoding_params(params, settings.rollout, model, max(rows, 1))
+    return decoding_params(params, settings.rollout, model, max(rows, 1), backend=backend)
 
 
-def decoding_params(params: Any, rollout: RolloutSettings, model: ModelConfig, rows: int) -> Any:
+def decoding_params(
+    params: Any, rollout: RolloutSettings, model: ModelConfig, rows: int, *, backend: str = ""
+) -> Any:  # fmt: skip
     """The same for a decoder that computes `rows` rows at a time on each device."""
-    unroll, int8 = rollout.unrolls(jax.default_backend()), rollout.int8
-    if not unroll and not int8 and model.param_dtype == model.compute_dtype:
+    unroll, int8 = rollout.unrolls(backend or jax.default_backend()), rollout.int8
+    if not unroll and not int8 and {leaf.dtype for leaf in jax.tree.leaves(params)} == {model.dtypes[1]}:
         return params
     return _sampling_params(params, model=model, unroll=unroll, int8=int8, rows=rows)
+
+
+@functools.partial(jax.jit, static_argnames=("dtype",))
+def _cast(params: Any, *, dtype: str) -> Any:
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "unroll", "int8", "rows"))

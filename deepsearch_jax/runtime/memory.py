@@ -1,10 +1,16 @@
-"""How much memory a device has and what the KV pages of a search take of it."""
+"""How much memory a device has, what training keeps of it, and what the KV pages of a search take."""
 
+import dataclasses
+import functools
 import os
+from typing import Any
 
 import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from deepsearch_jax.policy import ModelConfig
+from deepsearch_jax.policy import ModelConfig, bytes_per_device, init_params, param_shardings
+from deepsearch_jax.runtime.rollout_settings import RolloutSettings
+from deepsearch_jax.training import TrainState, UpdateSettings, init_train_state
 from deepsearch_jax.tree import SearchSettings
 
 _GIB = 1024**3
@@ -32,10 +38,68 @@ def pool_pages(
     return min(num_slots * search.capacity, int(budget / num_batches) // page_bytes(model, search.segment_length))
 
 
-def training_bytes(model: ModelConfig) -> int:
-    """Bytes of weights, gradients and two moments at the master dtype, and of the decoding copy."""
-    master, compute = (dtype.itemsize for dtype in model.dtypes)
-    return model.num_parameters * (4 * master + compute)
+def abstract_state(model: ModelConfig, optimizer: UpdateSettings, mesh: Mesh | None) -> TrainState:
+    """The train state of a run as shapes, laid out over the update's mesh as the state itself is; nothing is allocated.
+
+    Args:
+      mesh: of the update; None = one device.
+    """
+    params = jax.eval_shape(functools.partial(init_params, model, jax.random.key(0)))
+    state = jax.eval_shape(functools.partial(init_train_state, settings=optimizer), params)
+    if mesh is None:
+        return state
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    layout = {_names(path): x for path, x in jax.tree.leaves_with_path(param_shardings(model, params, mesh))}
+
+    def placed(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        # Moments stand at the path of their parameter, behind something and perhaps before something.
+        names = _names(path)
+        spans = (names[i:j] for i in range(len(names)) for j in range(len(names), i, -1))
+        sharding = next((layout[span] for span in spans if span in layout), everywhere)
+        if len(sharding.spec) > leaf.ndim or any(
+            axis and size % mesh.shape[axis] for axis, size in zip(sharding.spec, leaf.shape, strict=False)
+        ):
+            sharding = everywhere
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    return jax.tree.map_with_path(placed, state)
+
+
+def _names(path: Any) -> tuple[str, ...]:
+    return tuple(str(getattr(key, "key", getattr(key, "name", key))) for key in path)
+
+
+def state_bytes(tree: Any) -> int:
+    """Bytes of shapes on one device; those without a sharding lie there whole."""
+    leaves = jax.tree.leaves(tree)
+    whole = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves if leaf.sharding is None)
+    return whole + bytes_per_device([leaf for leaf in leaves if leaf.sharding is not None])
+
+
+def training_bytes(model: ModelConfig, optimizer: UpdateSettings | None = None, mesh: Mesh | None = None) -> int:
+    """Bytes on each device of weights, gradients and optimizer state, and of the whole copy that decodes.
+
+    Args:
+      mesh: of the update, which spreads all but the copy; None = one device.
+    """
+    state = abstract_state(model, optimizer or UpdateSettings(), mesh)
+    return state_bytes(state) + state_bytes(state.params) + model.num_parameters * model.dtypes[1].itemsize
+
+
+def settle_pool(
+    rollout: RolloutSettings, model: ModelConfig, optimizer: UpdateSettings, mesh: Mesh | None,
+    memory: float | None = None,
+) -> RolloutSettings:  # fmt: skip
+    """The settings with a size for the page pool, where they leave it to be found.
+
+    Args:
+      mesh: of the update.
+      memory: bytes of a device; by default those of the first one.
+    """
+    if rollout.page_pool_gib:
+        return rollout
+    free = (device_bytes() if memory is None else memory) - training_bytes(model, optimizer, mesh)
+    return dataclasses.replace(rollout, page_pool_gib=max(free, 0) * _POOL_SHARE / _GIB)
 
 
 def device_bytes() -> int:

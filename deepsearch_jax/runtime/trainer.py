@@ -25,6 +25,7 @@ from deepsearch_jax.runtime.evaluate import summarise
 from deepsearch_jax.runtime.interrupt import Interrupted, StopRequest
 from deepsearch_jax.runtime.learning import Learner
 from deepsearch_jax.runtime.lengths import length_metrics
+from deepsearch_jax.runtime.memory import settle_pool
 from deepsearch_jax.runtime.metrics import MetricsWriter, SilentMetrics
 from deepsearch_jax.runtime.processes import SharedSampler, is_first, rollout_share
 from deepsearch_jax.runtime.progress import RemainingTime, Reporter, peak_memory_gib
@@ -66,7 +67,9 @@ class Trainer:
         rollout_mesh = mesh if is_alone else rollout_mesh
         self._learner = Learner(settings, model, mesh, workdir, rollout_mesh=rollout_mesh)
         self._sampler = (Sampler if is_alone else SharedSampler)(
-            task, model, settings.search, rollout_share(settings.rollout), run_key=self._run_key,
+            task, model, settings.search,
+            settle_pool(rollout_share(settings.rollout), model, settings.optimizer, self._learner.mesh),
+            run_key=self._run_key,
             # Processes look for stops together, and only where all of them come by.
             mesh=rollout_mesh, check_stop=stop.check if is_alone else lambda: None, advance=reporter.advance,
         )  # fmt: skip

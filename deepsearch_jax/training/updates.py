@@ -464,6 +464,22 @@ def update(
     return _step(state, batch, log_prob_fn, loss_settings, settings, mesh, frozen)
 
 
+def lower_update(
+    state: TrainState,
+    batch: Batch,
+    log_prob_fn: LogProbFn,
+    loss_settings: LossSettings,
+    settings: UpdateSettings,
+    mesh: Mesh | None = None,
+) -> jax.stages.Lowered:
+    """The program of `update`, ready to be compiled, for shapes and shardings alone (jax.ShapeDtypeStruct)."""
+    check_rows(batch.tokens.shape[0], num_row_shards(mesh), settings.micro_batch_rows)
+    return _update.lower(
+        state, batch, log_prob_fn=log_prob_fn, loss_settings=loss_settings, settings=settings, mesh=mesh,
+        placement=_placement_of(state, mesh),
+    )  # fmt: skip
+
+
 def supervised_update(
     state: TrainState,
     batch: TokenBatch,

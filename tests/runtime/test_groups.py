@@ -193,6 +193,17 @@ def test_trees_are_packed_where_they_share_or_where_asked_for(trees, shared, is_
         assert packed.batch.sums.num_paths.sum() == 16 * 256
 
 
+def test_a_tree_longer_than_allowed_goes_in_rows_of_one_response():
+    """The prompt of two tokens, 200 shared ones and 4 x 56 own ones: 426."""
+    groups, advantages = [shared_group()] * 4, [[np.ones(2, np.float32)] * 4] * 4
+    for limit, is_packed in ((426, True), (425, False)):
+        settings = PackSettings(row_multiple=64, min_rows=4, trees="always", max_tree_tokens=limit)
+        packed = pack(groups, advantages, settings, LossSettings(), WIDE)
+        assert isinstance(packed.batch, PackedBatch) == is_packed
+    with pytest.raises(ValueError, match="max_tree_tokens=-1"):
+        PackSettings(max_tree_tokens=-1)
+
+
 def test_short_responses_that_share_only_a_prompt_stay_rows():
     groups = [group(*[response(1.0, (62,), first_token=10 * n) for n in range(4)], prompt=(7, 8))] * 4
     packed = pack(groups, [[np.ones(1, np.float32)] * 4] * 4, PackSettings(min_rows=4), LossSettings(), WIDE)
