@@ -1,8 +1,8 @@
 """Memory of one update of a 0.5B model, compiled ahead of time and not run: moments, adapters, remat, micro-batches.
 
 `python -m benchmarks.update_options` compiles for the backend that is there; on CPU products are computed in float32,
-so activations take twice what they take in bfloat16. `state` and `base` are what is held between updates, `update` what an
-update needs beside them (gradients, activations, logits of a chunk).
+so activations take twice what they take in bfloat16. `state` and `base` are what is held between updates, `update` what
+an update needs beside them (gradients, activations, logits of a chunk).
 """
 
 import argparse

@@ -147,8 +147,8 @@ def make_plan(
     """
     if settings.lora.rank:
         raise ValueError(
-            f"lora.rank={settings.lora.rank}: only the training of all parameters is planned; plan with lora.rank=0 for "
-            "an upper bound (docs/memory.md has measured sizes of both)"
+            f"lora.rank={settings.lora.rank}: only the training of all parameters is planned; plan with lora.rank=0 "
+            "for an upper bound (docs/memory.md has measured sizes of both)"
         )
     mesh = {axis: mesh.get(axis, 1) for axis in ("data", "fsdp", "tensor")}
     num_devices = math.prod(mesh.values())

@@ -43,8 +43,8 @@ def update_flops(model: ModelConfig, rows: int, length: int, block: int) -> floa
     """Operations of forward and backward pass over full causal rows, padding and recomputation included.
 
     A weight takes 2 operations a token forward and 4 backward, and 2 more where its product is computed again in the
-    backward pass: the layers' under `remat=full` (but for the last one of a layer, whose result nobody needs again), the
-    head's always (chunks of log-probs are not kept). Attention takes two products a pair of tokens forward and five
+    backward pass: the layers' under `remat=full` (but for the last one of a layer, whose result nobody needs again),
+    the head's always (chunks of log-probs are not kept). Attention takes two products a pair of tokens forward and five
     backward by blocks, four densely.
     Args:
       block: tokens of a block of attention; pairs of blocks behind each other are left out. 0 = dense, all pairs.
