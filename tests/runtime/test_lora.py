@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from deepsearch_jax.objective import LossSettings
 from deepsearch_jax.policy import LoraSettings, init_params, merge, quantize_int8, unstack_layers, weights_fingerprint
 from deepsearch_jax.runtime import MeshSettings, RunSettings, build_mesh
 from deepsearch_jax.runtime.groups import PackSettings
@@ -100,6 +101,25 @@ def test_decoding_uses_merged_weights(learned, int8):
     else:
         x = jnp.ones((1, MODEL.hidden_size))
         np.testing.assert_allclose(got.matmul(x), x @ merged["layers"]["mlp"]["up"]["kernel"][0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_the_reference_of_adapters_is_the_base(tmp_path):
+    """A pull to the reference policy weighs nothing in the first update and something in the second."""
+    settings = lora_settings(
+        pack=PackSettings(row_multiple=16, min_rows=8, trees="never"),
+        optimizer=UpdateSettings(learning_rate=1e-2, warmup_steps=0, eps=1e-3),
+        rounds=RoundSettings(problems_per_step=6, group_size=4),
+        loss=LossSettings(kl_coefficient=0.1),
+    )
+    learner = Learner(settings, MODEL, None, tmp_path)
+    state = learner.init(init_params(MODEL, jax.random.key(0)))
+    reference, found = learner.reference(state), []
+    for _ in range(2):
+        state, values = learner.learn(state, make_groups(6), reference)
+        found.append(values["kl_to_reference"])
+    assert found[0] == pytest.approx(0, abs=1e-6)
+    assert found[1] > 1e-4
 
 
 @pytest.mark.slow
