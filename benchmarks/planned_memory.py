@@ -3,7 +3,7 @@
 `python -m benchmarks.planned_memory` plans each case (`runtime/planning`, chip cpu) in a process of its own, compiles
 the programs there, gives back what compiling took, and then makes the state and runs an iteration of the search and an
 update on rows of full length; measured is the largest resident size of each phase above the one before. Cases: the
-quick start, and a decoder of the real vocabulary with two layers (2.5 GB). The last line is one JSON object: `value` is
+quick start, and a decoder of the real vocabulary with two layers (6.5 GB). The last line is one JSON object: `value` is
 the measured peak over the planned one that is furthest from 1, in the phase that the plan says is the fullest.
 """
 
