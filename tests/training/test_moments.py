@@ -231,8 +231,9 @@ def updated_on(shape):
     if mesh is not None:
         params = jax.device_put(params, param_shardings(CONFIG, params, mesh))
     state, batch = training.init_train_state(params, SETTINGS, mesh), make_batch()
+    of = log_prob_fn(mesh)
     for _ in range(3):
-        state, _ = training.update(state, batch, log_prob_fn, LossSettings(), SETTINGS, mesh)
+        state, _ = training.update(state, batch, of, LossSettings(), SETTINGS, mesh)
     return state
 
 
@@ -243,10 +244,12 @@ def adam_state(state):
 @pytest.mark.slow
 def test_updates_on_a_mesh_are_those_of_one_device():
     got, expected = updated_on((2, 2, 2)), updated_on(None)
-    for one, other in zip(jax.tree.leaves(got.params), jax.tree.leaves(expected.params), strict=True):
-        off = np.abs(np.asarray(one) - np.asarray(other))
-        assert off.max() < 5e-5  # a code may fall to the other side where gradients differ by rounding
-        assert (off < 2e-6).mean() > 0.999
+    # Where gradients differ by rounding a code may fall to the neighbouring level, 5.7 % off, which moves a weight by
+    # as much of the rate in each later update; it is rare.
+    pairs = zip(jax.tree.leaves(got.params), jax.tree.leaves(expected.params), strict=True)
+    off = np.concatenate([np.abs(np.asarray(one) - np.asarray(other)).ravel() for one, other in pairs])
+    assert off.max() < 3 * 0.06 * SETTINGS.learning_rate
+    assert (off < 2e-6).mean() > 0.999
     kernel, moment = (s["layers"]["mlp"]["down"]["kernel"] for s in (got.params, adam_state(got).nu))
     assert moment.codes.sharding.is_equivalent_to(kernel.sharding, 3)
 

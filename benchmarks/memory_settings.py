@@ -1,8 +1,8 @@
 """Memory of one update of a 0.5B model, compiled ahead of time and not run: moments, adapters, remat, micro-batches.
 
-`python -m benchmarks.update_options` compiles for the backend that is there; on CPU products are computed in float32,
-so activations take twice what they take in bfloat16. `state` and `base` are what is held between updates, `update` what
-an update needs beside them (gradients, activations, logits of a chunk).
+`python -m benchmarks.memory_settings` compiles for the backend that is there; on CPU products are float32, so
+activations take twice what they take in bfloat16. `state` and `base` are what is held between updates, `update` what an
+update needs beside them (gradients, activations, logits of a chunk).
 """
 
 import argparse
@@ -75,7 +75,7 @@ def main() -> None:
         settings = UpdateSettings(**of_update)
         cases.append({"case": name} | measure(model, settings, lora, options.rows, options.length, options.chunk))
         print(json.dumps(cases[-1]), flush=True)
-    finish("update_options", cases[-1]["in_all"], "GB", cases[0]["in_all"] / cases[-1]["in_all"], cases=cases)
+    finish("memory_settings", cases[-1]["in_all"], "GB", cases[0]["in_all"] / cases[-1]["in_all"], cases=cases)
 
 
 if __name__ == "__main__":
