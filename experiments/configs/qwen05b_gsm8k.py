@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from deepsearch_jax.config import to_config
 from deepsearch_jax.runtime import RunSettings
-from experiments.presets import set_paper
+from experiments.presets import set_dapo, set_outcome_scores, set_paper
 
 VARIANTS = ("gpu", "cpu", "paper", "cpu_paper", "grpo", "dapo")
 
@@ -64,13 +64,12 @@ def get_config(variant: str = "gpu") -> ConfigDict:
     config.evaluation.num_problems = 256
     config.evaluation.num_samples = 4
 
-    if variant in ("grpo", "dapo"):
-        config.method = variant
-        config.advantage.level = "outcome"
-        config.advantage.normalisation = "mean_std"
+    if variant == "grpo":
+        config.method = "grpo"
+        set_outcome_scores(config)
         config.rounds.filter_problems = False
     if variant == "dapo":
-        config.rounds.dynamic_sampling_batches = 4
+        set_dapo(config, batches=4)
     if variant in ("cpu", "cpu_paper"):
         config.search.max_depth = 16  # 256 tokens a response
         config.search.capacity = 16 * 16 + 1
