@@ -115,7 +115,9 @@ def dapo_gradient(policy, groups, overlong=None):
     return jax.jit(jax.grad(loss))(params)
 
 
-@pytest.mark.parametrize(("trees", "overlong"), [("always", False), ("never", True)])
+@pytest.mark.parametrize(
+    ("trees", "overlong"), [pytest.param("always", False, marks=pytest.mark.slow), ("never", True)]
+)
 def test_with_outcome_scores_the_papers_gradient_is_that_of_dapo(grown, tmp_path, trees, overlong):
     policy, groups = grown
     assert len(groups) >= 3
