@@ -32,6 +32,7 @@ def set_paper(config: ConfigDict) -> None:
     search.frontier_own_value_weight = 0.0
     search.depth_bonus = "sqrt"
     search.min_width = 0
+    search.confidence = "fixed"
     config.rollout.temperature = 1.0
     config.rollout.top_p = 1.0
     config.rollout.top_k = 0
@@ -47,6 +48,7 @@ def set_paper(config: ConfigDict) -> None:
     _set_loss(config)
 
     # Rounds: hard problems alone, from the subset of the round before.
+    config.rounds.search_when = "always"
     config.rounds.filter_problems = True
     config.rounds.group_size = 8
     config.rounds.refilter = "previous"
@@ -54,6 +56,20 @@ def set_paper(config: ConfigDict) -> None:
     config.filter.threshold = 0.25
     config.filter.easy_share = 0.0
     config.filter.min_direct = 0  # a full cache leaves no direct rollout
+
+
+def set_adaptive(config: ConfigDict) -> None:
+    """Sets what searches where direct samples give no signal, and lets the data choose the sign of confidence.
+
+    A group of direct samples first, a tree only where all of them are wrong; groups of equal rewards are dropped. No
+    filter: the group itself tells what is hard, and easy problems stay. docs/adaptive.md has what each part brought.
+    """
+    config.rounds.search_when = "no_signal"
+    config.rounds.filter_problems = False
+    config.search.confidence = "adaptive"
+    config.search.frontier_entropy = "path"
+    config.search.frontier_entropy_weight = 0.0  # where the weight starts before anything is measured
+    config.advantage.drop_uniform = True
 
 
 # Every setting in which the `dapo` preset differs from the `paper` preset, and why; a test compares the two.

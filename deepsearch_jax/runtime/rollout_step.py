@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -29,6 +29,7 @@ class StepRollouts:
       statistics: of the searches.
       num_cached: problems whose cached paths were used.
       sampled: by problem id, the correct ones among the direct samples drawn in this step, and how many were drawn.
+      entropy_weight: lambda2 of the searches, None where there was none.
     """
 
     groups: list[Group]
@@ -36,11 +37,13 @@ class StepRollouts:
     statistics: SearchStatistics
     num_cached: int
     sampled: dict[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
+    entropy_weight: float | None = None
 
 
 def sample_step(
     sampler: Sampler, params: Any, cache: SolutionCache, problems: Sequence[Problem], counters: tuple[int, int],
-    settings: RunSettings, *, is_hard: Sequence[bool] = (), entropy_weight: float | None = None,
+    settings: RunSettings, *, is_hard: Sequence[bool] = (),
+    entropy_weight_of: Callable[[Sequence[Group]], float] | None = None,
 ) -> StepRollouts:  # fmt: skip
     """Groups of responses to the problems of one step.
 
@@ -50,7 +53,8 @@ def sample_step(
 
     Args:
       is_hard: of each problem; read where search_when is "hard".
-      entropy_weight: see Sampler.search.
+      entropy_weight_of: lambda2 of the searches, given the direct groups that this step has sampled before them; by
+        default search.frontier_entropy_weight.
     """
     if settings.method != "deepsearch":
         groups = sampler.direct(params, problems, settings.rounds.group_size, Purpose.DIRECT, counters)
@@ -66,11 +70,10 @@ def sample_step(
         searched = [group.problem for group in samples]
     else:
         searched = [problem for problem in searched if problem.id not in by_id]
-    groups, statistics = [], SearchStatistics()
+    groups, statistics, weight = [], SearchStatistics(), None
     if searched:
-        groups, statistics = sampler.search(
-            params, searched, counters, entropy_weight=entropy_weight, samples=samples or None
-        )
+        weight = entropy_weight_of(direct) if entropy_weight_of else settings.search.frontier_entropy_weight
+        groups, statistics = sampler.search(params, searched, counters, entropy_weight=weight, samples=samples or None)
     by_id |= {group.problem.id: group for group in groups}
     # Cached problems are sampled together with those that have as many cached paths: K is a static shape.
     for size in sorted({len(cached) for cached in found if cached}):
@@ -88,7 +91,7 @@ def sample_step(
     if settings.uses_cache:
         cache = _remember(cache, groups, counters[0], settings)
     sampled = {group.problem.id: (group.num_correct, len(group.responses)) for group in direct if group.responses}
-    return StepRollouts([by_id[p.id] for p in problems], cache, statistics, num_cached, sampled)
+    return StepRollouts([by_id[p.id] for p in problems], cache, statistics, num_cached, sampled, weight)
 
 
 def _ids(problems: Sequence[Problem], chosen: Sequence[bool]) -> list[str]:

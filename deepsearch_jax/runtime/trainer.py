@@ -7,6 +7,7 @@ killed and started again repeats the steps after its last checkpoint exactly.
 import dataclasses
 import pathlib
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -202,6 +203,7 @@ class Trainer:
                 self._sampling_params(), [self.problems[i] for i in candidates], filtering.num_samples,
                 Purpose.FILTER, counters,
             )  # fmt: skip
+        self._learn_confidence(groups)
         num_correct, num_samples = np.array(self.arrays.num_correct), np.zeros(len(self.problems), np.int32)
         num_correct[candidates] = [group.num_correct for group in groups]
         num_samples[candidates] = filtering.num_samples
@@ -271,9 +273,7 @@ class Trainer:
         self.arrays = dataclasses.replace(
             self.arrays, train=train, cache=drawn.cache, num_correct=num_correct, num_samples=num_samples
         )
-        weight = self._entropy_weight
-        evidence = Evidence(**position.evidence).decayed(self.settings.confidence.decay, evidence_of(drawn.groups))
-        position.evidence = dataclasses.asdict(evidence)
+        evidence = self._learn_confidence(drawn.groups)
         self._rollout_params = None
         position.step += 1
         position.step_in_round += 1
@@ -285,7 +285,7 @@ class Trainer:
             **length_metrics(drawn.groups, self._sampler.model_eos, self.settings.rollout.stop_strings),
             **learned,
             "drawn_groups": len(drawn.groups),
-            "entropy_weight": weight,
+            "entropy_weight": drawn.entropy_weight,
             "confidence_slope": evidence.slope,
             "round": position.round_index,
         }
@@ -336,7 +336,8 @@ class Trainer:
             with self.reporter.phase("rollout", len(batch)):
                 fresh = sample_step(
                     self._sampler, self._sampling_params(), self.arrays.cache, [self.problems[i] for i in numbers],
-                    counters, self.settings, is_hard=np.asarray(hard)[numbers], entropy_weight=self._entropy_weight,
+                    counters, self.settings, is_hard=np.asarray(hard)[numbers],
+                    entropy_weight_of=self._entropy_weight,
                 )  # fmt: skip
             mixed += [group for group in fresh.groups if 0 < group.num_correct < len(group.responses)]
             fresh.groups = (drawn.groups if drawn else []) + fresh.groups
@@ -350,13 +351,19 @@ class Trainer:
         self.position.round_index += 1
         self.position.step_in_round, self.position.is_filtered, self.position.iterator = 0, False, {}
 
-    @property
-    def _entropy_weight(self) -> float:
-        """lambda2 of the searches of the next step."""
-        start = self.settings.search.frontier_entropy_weight
-        if self.settings.search.confidence == "fixed":
+    def _entropy_weight(self, groups: Sequence[Group]) -> float:
+        """lambda2 of the searches to come, from what is known and what the direct groups of this step add to it."""
+        settings, start = self.settings, self.settings.search.frontier_entropy_weight
+        if settings.search.confidence == "fixed":
             return start
-        return entropy_weight(Evidence(**self.position.evidence), start, self.settings.confidence)
+        evidence = Evidence(**self.position.evidence).decayed(settings.confidence.decay, evidence_of(groups))
+        return entropy_weight(evidence, start, settings.confidence)
+
+    def _learn_confidence(self, groups: Sequence[Group]) -> Evidence:
+        """Adds what the responses say of confidence to what is known."""
+        known = Evidence(**self.position.evidence).decayed(self.settings.confidence.decay, evidence_of(groups))
+        self.position.evidence = dataclasses.asdict(known)
+        return known
 
     def _known_rates(self, drawn: StepRollouts) -> tuple[jax.Array, jax.Array]:
         """Correct and all of the last direct samples of every problem, with those of the step just drawn."""

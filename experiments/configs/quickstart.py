@@ -1,16 +1,16 @@
 """The embedded default: arithmetic chains, a small character model from nothing, minutes on a laptop CPU.
 
-Variants: `deepsearch` (default), `paper` (the authors' settings), `grpo`, `dapo`, and `short`, a run of a minute for a
-first look.
+Variants: `deepsearch` (default), `adaptive` (search only where direct samples give no signal), `paper` (the authors'
+settings), `grpo`, `dapo`, and `short`, a run of a minute for a first look.
 """
 
 from ml_collections import ConfigDict
 
 from deepsearch_jax.config import to_config
 from deepsearch_jax.runtime import RunSettings
-from experiments.presets import set_dapo, set_outcome_scores, set_paper
+from experiments.presets import set_adaptive, set_dapo, set_outcome_scores, set_paper
 
-VARIANTS = ("deepsearch", "paper", "grpo", "dapo", "short")
+VARIANTS = ("deepsearch", "adaptive", "paper", "grpo", "dapo", "short")
 
 
 def get_config(variant: str = "deepsearch") -> ConfigDict:
@@ -52,6 +52,8 @@ def get_config(variant: str = "deepsearch") -> ConfigDict:
     config.evaluation.num_samples = 4
     config.checkpoint.every_steps = 5
 
+    if variant == "adaptive":
+        set_adaptive(config)
     if variant == "paper":
         set_paper(config)
     if variant == "grpo":

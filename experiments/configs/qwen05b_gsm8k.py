@@ -11,9 +11,9 @@ from ml_collections import ConfigDict
 
 from deepsearch_jax.config import to_config
 from deepsearch_jax.runtime import RunSettings
-from experiments.presets import set_dapo, set_outcome_scores, set_paper
+from experiments.presets import set_adaptive, set_dapo, set_outcome_scores, set_paper
 
-VARIANTS = ("gpu", "cpu", "paper", "cpu_paper", "grpo", "dapo")
+VARIANTS = ("gpu", "cpu", "adaptive", "paper", "cpu_paper", "grpo", "dapo")
 
 
 def get_config(variant: str = "gpu") -> ConfigDict:
@@ -64,6 +64,8 @@ def get_config(variant: str = "gpu") -> ConfigDict:
     config.evaluation.num_problems = 256
     config.evaluation.num_samples = 4
 
+    if variant == "adaptive":
+        set_adaptive(config)
     if variant == "grpo":
         config.method = "grpo"
         set_outcome_scores(config)
