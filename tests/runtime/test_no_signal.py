@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from deepsearch_jax.cache import init_cache
-from deepsearch_jax.runtime import build_mesh, build_policy, search_device
+from deepsearch_jax.runtime import build_mesh, build_policy, processes, search_device
 from deepsearch_jax.runtime.interrupt import Interrupted
 from deepsearch_jax.runtime.rollout_step import sample_step
 from deepsearch_jax.runtime.rollouts import Purpose, Sampler
@@ -31,8 +31,8 @@ def is_solvable(problem):
     return problem.key % 3 > 0
 
 
-def make_sampler(policy, settings=SETTINGS, num_devices=1, **rollout):
-    return Sampler(
+def make_sampler(policy, settings=SETTINGS, num_devices=1, kind=Sampler, **rollout):
+    return kind(
         ParityTask(solvable=is_solvable), policy[0], settings.search, dataclasses.replace(settings.rollout, **rollout),
         run_key=jax.random.key(5), mesh=build_mesh(num_devices), check_stop=lambda: None, advance=lambda *_: None,
     )  # fmt: skip
@@ -130,7 +130,9 @@ def by_problem(result):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "how", [{"num_devices": 2, "half_batches": "yes"}, {"num_slots": 3, "page_pool_gib": 2e-5}], ids=str
+    "how",
+    [{"num_devices": 2, "half_batches": "yes"}, {"num_slots": 3, "page_pool_gib": 2e-5}, {"path_multiple": 1}],
+    ids=str,
 )
 def test_steps_do_not_depend_on_slots_order_devices_or_pages(policy, drawn, how):
     sampler = make_sampler(policy, **how)
@@ -138,6 +140,16 @@ def test_steps_do_not_depend_on_slots_order_devices_or_pages(policy, drawn, how)
     result, tokens = step(policy, sampler, problems, entropy_weight_of=lambda groups: -2.0)
     assert by_problem(result) == by_problem(drawn[2])
     assert tokens == drawn[3]
+
+
+def test_processes_exchange_what_trees_start_from(policy, drawn, monkeypatch):
+    monkeypatch.setattr(processes, "exchange", lambda payload: [payload])  # one process that hears itself alone
+    sampler = make_sampler(policy, kind=processes.SharedSampler)
+    result, tokens = step(policy, sampler, sampler.task.train_problems, entropy_weight_of=lambda _: -2.0)
+    assert by_problem(result) == by_problem(drawn[2])
+    assert tokens == drawn[3]
+    for group, other in zip(result.groups, drawn[2].groups, strict=True):
+        np.testing.assert_array_equal(group.terminal_nll, other.terminal_nll)
 
 
 def test_another_weight_of_confidence_needs_no_other_program(policy, drawn):
