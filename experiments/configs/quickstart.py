@@ -54,6 +54,8 @@ def get_config(variant: str = "deepsearch") -> ConfigDict:
 
     if variant == "adaptive":
         set_adaptive(config)
+        config.search.expansion = "lazy"  # docs/adaptive.md: ahead of eager early on, level at the end
+        config.search.picks_per_step = 2
     if variant == "paper":
         set_paper(config)
     if variant == "grpo":

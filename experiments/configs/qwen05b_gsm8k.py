@@ -1,8 +1,9 @@
 """Qwen2.5 0.5B on GSM8K: real weights, real problems. Needs --config.model.path=DIR (or DEEPSEARCH_MODEL_DIR).
 
 The problem files are found under DEEPSEARCH_DATA (default ../shared/data); any file with question and answer columns
-does, see the README. Variants: `gpu` (default) and `cpu`, sized for two cores; `paper` and `cpu_paper`, the same with
-the authors' settings; `grpo` and `dapo` are the baselines of the default on the same budget of trajectories.
+does, see the README. Variants: `gpu` (default) and `cpu`, sized for two cores; `adaptive`, which searches only where
+direct samples give no signal; `paper` and `cpu_paper`, the same with the authors' settings; `grpo` and `dapo` are the
+baselines of the default on the same budget of trajectories.
 """
 
 import os
