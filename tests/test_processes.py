@@ -112,19 +112,27 @@ def test_what_processes_tell_each_other_arrives_bit_for_bit():
             rng.integers(0, 9, length).astype(np.int32), rng.integers(0, 9, nodes).astype(np.int32),
             rng.normal(size=nodes).astype(np.float32), rng.normal(size=length).astype(np.float32) if known else None,
             float(rng.normal()), Outcome.CORRECT, 'ends "so"\n\\boxed{½}', "search",
+            rng.normal(size=length).astype(np.float32) if length == 3 else None,
         )  # fmt: skip
 
     groups = [
-        Group(None, [], [response(5, 2, True), response(0, 1, False)], rng.normal(size=3).astype(np.float32)),
+        Group(
+            None,
+            [],
+            [response(5, 2, True), response(0, 1, False)],
+            rng.normal(size=3).astype(np.float32),
+            rng.normal(size=3).astype(np.float32),
+        ),
         Group(None, [], []),
         Group(None, [], [response(3, 3, True)], np.zeros(0, np.float32)),
     ]
     got, said = decode(encode(groups, {"tokens": 7}))
     assert said == {"tokens": 7}
-    for group, (responses, rewards) in zip(groups, got, strict=True):
-        assert (rewards is None) == (group.terminal_rewards is None)
-        if rewards is not None:
-            np.testing.assert_array_equal(rewards, group.terminal_rewards)
+    for group, (responses, rewards, nll) in zip(groups, got, strict=True):
+        for mine, its in ((rewards, group.terminal_rewards), (nll, group.terminal_nll)):
+            assert (mine is None) == (its is None)
+            if mine is not None:
+                np.testing.assert_array_equal(mine, its)
         for expected, other in zip(group.responses, responses, strict=True):
             for name in ("tokens", "segment_lengths", "node_values", "log_probs"):
                 one, two = getattr(expected, name), getattr(other, name)

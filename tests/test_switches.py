@@ -25,6 +25,7 @@ from deepsearch_jax.runtime import RunSettings
 from deepsearch_jax.runtime.groups import drop_unteachable, pack
 from deepsearch_jax.runtime.learning import Learner
 from deepsearch_jax.runtime.rollout_step import sample_step
+from deepsearch_jax.runtime.rollouts import grafting
 from deepsearch_jax.runtime.trainer import Trainer
 from deepsearch_jax.types import Outcome
 from tests.runtime.test_groups import group, response, shared_group
@@ -129,7 +130,7 @@ class FakeSampler:
     def direct(self, params, problems, num_samples, purpose, counters):
         raise Asked("direct", len(problems), num_samples)
 
-    def search(self, params, problems, counters):
+    def search(self, params, problems, counters, **more):
         raise Asked("search", len(problems))
 
     def reward(self, outcome):
@@ -157,7 +158,7 @@ def draws(settings):
     """How often a step draws problems until their groups are mixed; none is."""
     calls = []
 
-    def step(sampler, params, cache, problems, counters, settings):
+    def step(sampler, params, cache, problems, counters, settings, **more):
         calls.append(settings.method == "deepsearch")
         return SimpleNamespace(groups=[SimpleNamespace(num_correct=0, responses=[1]) for _ in problems])
 
@@ -177,9 +178,19 @@ def stub(settings, **more):
         settings=settings, problems=PROBLEMS, reporter=phase, _sampler=FakeSampler(), _sampling_params=lambda: None,
         position=SimpleNamespace(round_index=more.pop("round_index", 0), step=0, iterator={}, is_filtered=False,
                                  fingerprint=""),
-        arrays=SimpleNamespace(cache=None, subset=subset, num_correct=jnp.zeros(8, jnp.int32)),
-        _save=lambda wait: None, **more,
+        arrays=SimpleNamespace(cache=None, subset=subset, num_correct=jnp.zeros(8, jnp.int32),
+                               num_samples=jnp.zeros(8, jnp.int32)),
+        _save=lambda wait: None, _entropy_weight=None, **more,
     )  # fmt: skip
+
+
+def credited_samples(settings):
+    """Two direct samples that a tree starts from."""
+    settings = grafting(settings.search, 2)
+    tokens = jnp.zeros((2, settings.max_response_length), jnp.int32).at[:, 0].set(jnp.arange(1, 3))
+    one = jnp.ones(2, jnp.int32)
+    samples = search.Samples(tokens, one, -1.0 * tokens, -1.0 * tokens, one * Outcome.INCORRECT)
+    return search.graft_samples(search.init_tree(settings), samples, jax.random.key(0), settings).credited
 
 
 def is_filtered(settings):
@@ -214,11 +225,13 @@ CASES = {
     "search.frontier_value_weight": Case(scores),
     "search.frontier_entropy_weight": Case(scores),
     "search.frontier_entropy": Case(scores, {"search.frontier_entropy_weight": -3.0}),
+    "search.confidence": Case(scores, {"search.frontier_entropy_weight": -3.0}),
     "search.frontier_depth_weight": Case(scores),
     "search.depth_bonus": Case(scores),
     "search.frontier_own_value_weight": Case(scores),
     "search.expansion": Case(scores),
     "search.picks_per_step": Case(lambda s: search.init_tree(s.search).cursors),
+    "search.sample_credits": Case(credited_samples),
     "search.min_width": Case(lambda s: search.width_at_depth(jnp.arange(4), s.search)),
     "search.num_trajectories": Case(one_pass),
     "search.node_budget": Case(one_pass),
@@ -251,6 +264,7 @@ CASES = {
     "pack.trees": Case(packed),
     "method": Case(draws, {"advantage.level": "outcome", "rounds.dynamic_sampling_batches": 2}),
     "cache.capacity": Case(first_question),
+    "rounds.search_when": Case(first_question, {"cache.capacity": 0}),
     "rounds.filter_problems": Case(is_filtered),
     "rounds.filter_first_round": Case(is_filtered),
     "rounds.refilter": Case(lambda s: asked(lambda: Trainer._filter(stub(s, round_index=1)))),

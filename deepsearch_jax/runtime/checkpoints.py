@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 
 T = TypeVar("T")
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclasses.dataclass(frozen=True)

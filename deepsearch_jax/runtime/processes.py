@@ -130,11 +130,17 @@ class SharedSampler(Sampler):
         return self._exchange(problems, groups, before, SearchStatistics())[0]
 
     def search(
-        self, params: Any, problems: Sequence[Problem], counters: tuple[int, int]
-    ) -> tuple[list[Group], SearchStatistics]:
+        self, params: Any, problems: Sequence[Problem], counters: tuple[int, int], *,
+        entropy_weight: float | None = None, samples: Sequence[Group] | None = None,
+    ) -> tuple[list[Group], SearchStatistics]:  # fmt: skip
         """As Sampler.search."""
         before, mine = self.generated_tokens, _share(problems)
-        groups, statistics = super().search(params, mine, counters) if mine else ([], SearchStatistics())
+        groups: list[Group] = []
+        statistics = SearchStatistics()
+        if mine:
+            groups, statistics = super().search(
+                params, mine, counters, entropy_weight=entropy_weight, samples=_share(samples) if samples else None
+            )
         return self._exchange(problems, groups, before, statistics)
 
     def _exchange(
@@ -146,8 +152,7 @@ class SharedSampler(Sampler):
         found: list[Group] = []
         for number, problem in enumerate(problems):
             process, place = number % len(parts), number // len(parts)
-            responses, rewards = parts[process][0][place]
-            found.append(Group(problem, self.task.prompt(problem), responses, rewards))
+            found.append(Group(problem, self.task.prompt(problem), *parts[process][0][place]))
         return found, _sum_of([said["statistics"] for _, said in parts])
 
 
@@ -170,17 +175,28 @@ def encode(groups: Sequence[Group], said: dict[str, Any]) -> bytes:
     responses = [response for group in groups for response in group.responses]
     facts = [
         {"reward": r.reward, "outcome": int(r.outcome), "text": r.text, "origin": r.origin, "tokens": len(r.tokens),
-         "nodes": len(r.segment_lengths), "is_known": r.log_probs is not None}
+         "nodes": len(r.segment_lengths), "is_known": r.log_probs is not None,
+         "is_sampled": r.sampling_log_probs is not None}
         for r in responses
     ]  # fmt: skip
     rewards = [None if group.terminal_rewards is None else len(group.terminal_rewards) for group in groups]
-    header = {"said": said, "responses": facts, "sizes": [len(group.responses) for group in groups], "rewards": rewards}
+    header = {
+        "said": said,
+        "responses": facts,
+        "sizes": [len(group.responses) for group in groups],
+        "rewards": rewards,
+        "nll": [None if group.terminal_nll is None else len(group.terminal_nll) for group in groups],
+    }
     arrays = {
         "tokens": _joined([r.tokens for r in responses], np.int32),
         "segment_lengths": _joined([r.segment_lengths for r in responses], np.int32),
         "node_values": _joined([r.node_values for r in responses], np.float32),
         "log_probs": _joined([r.log_probs for r in responses if r.log_probs is not None], np.float32),
+        "sampling_log_probs": _joined(
+            [r.sampling_log_probs for r in responses if r.sampling_log_probs is not None], np.float32
+        ),
         "rewards": _joined([g.terminal_rewards for g in groups if g.terminal_rewards is not None], np.float32),
+        "nll": _joined([g.terminal_nll for g in groups if g.terminal_nll is not None], np.float32),
         "header": np.frombuffer(json.dumps(header).encode(), np.uint8),
     }
     buffer = io.BytesIO()
@@ -188,8 +204,11 @@ def encode(groups: Sequence[Group], said: dict[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
-def decode(payload: bytes) -> tuple[list[tuple[list[Response], np.ndarray | None]], dict[str, Any]]:
-    """(responses, terminal rewards) of each group, and the numbers, from what `encode` made."""
+Terminals = np.ndarray | None
+
+
+def decode(payload: bytes) -> tuple[list[tuple[list[Response], Terminals, Terminals]], dict[str, Any]]:
+    """(responses, rewards and negative log-probs of terminals) of each group, and the numbers `encode` was given."""
     with np.load(io.BytesIO(payload), allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}
     header, taken = json.loads(arrays.pop("header").tobytes()), dict.fromkeys(arrays, 0)
@@ -204,13 +223,16 @@ def decode(payload: bytes) -> tuple[list[tuple[list[Response], np.ndarray | None
             node_values=take("node_values", fact["nodes"]),
             log_probs=take("log_probs", fact["tokens"]) if fact["is_known"] else None,
             reward=fact["reward"], outcome=Outcome(fact["outcome"]), text=fact["text"], origin=fact["origin"],
+            sampling_log_probs=take("sampling_log_probs", fact["tokens"]) if fact["is_sampled"] else None,
         )
         for fact in header["responses"]
     )  # fmt: skip
     groups = []
-    for size, count in zip(header["sizes"], header["rewards"], strict=True):
+    for size, *counts in zip(header["sizes"], header["rewards"], header["nll"], strict=True):
         members = [next(responses) for _ in range(size)]
-        groups.append((members, None if count is None else take("rewards", count)))
+        names = ("rewards", "nll")
+        rewards, nll = (None if n is None else take(name, n) for name, n in zip(names, counts, strict=True))
+        groups.append((members, rewards, nll))
     return groups, header["said"]
 
 

@@ -23,6 +23,7 @@ class Response:
       outcome: the verdict.
       text: the decoded response.
       origin: "search", "direct" or "cache".
+      sampling_log_probs: [T] float32 under the distribution sampled from; of direct rollouts alone, None elsewhere.
     """
 
     tokens: np.ndarray
@@ -33,6 +34,7 @@ class Response:
     outcome: Outcome
     text: str
     origin: str
+    sampling_log_probs: np.ndarray | None = None
 
 
 @dataclasses.dataclass
@@ -42,12 +44,14 @@ class Group:
     Attributes:
       terminal_rewards: [X] float32 rewards of all verified terminals of the problem's tree, credited or not; None for
         groups that are no tree, where they are the rewards of the responses.
+      terminal_nll: [X] float32 mean negative log-prob per token of their whole trajectories (nats).
     """
 
     problem: Problem
     prompt: list[int]
     responses: list[Response]
     terminal_rewards: np.ndarray | None = None
+    terminal_nll: np.ndarray | None = None
 
     @property
     def num_correct(self) -> int:

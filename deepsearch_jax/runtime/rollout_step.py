@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -28,49 +28,88 @@ class StepRollouts:
       cache: with the solutions found in this step.
       statistics: of the searches.
       num_cached: problems whose cached paths were used.
+      sampled: by problem id, the correct ones among the direct samples drawn in this step, and how many were drawn.
+      entropy_weight: lambda2 of the searches, None where there was none.
     """
 
     groups: list[Group]
     cache: SolutionCache
     statistics: SearchStatistics
     num_cached: int
+    sampled: dict[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
+    entropy_weight: float | None = None
 
 
 def sample_step(
     sampler: Sampler, params: Any, cache: SolutionCache, problems: Sequence[Problem], counters: tuple[int, int],
-    settings: RunSettings,
+    settings: RunSettings, *, is_hard: Sequence[bool] = (),
+    entropy_weight_of: Callable[[Sequence[Group]], float] | None = None,
 ) -> StepRollouts:  # fmt: skip
     """Groups of responses to the problems of one step.
 
-    DeepSearch searches every problem that has no cached solution and completes the cached ones with direct rollouts
-    (Eq. 11-12); the baselines sample all directly. A problem that comes twice in a round counts as cached the second
-    time, while the paper, which visits a problem once a round, asks the filter first.
+    DeepSearch completes the cached solutions of a problem with direct rollouts (Eq. 11-12) and searches those without
+    one: all of them, or as rounds.search_when says. The baselines sample all directly. A problem that comes twice in a
+    round counts as cached the second time, while the paper, which visits a problem once a round, asks the filter first.
+
+    Args:
+      is_hard: of each problem; read where search_when is "hard".
+      entropy_weight_of: lambda2 of the searches, given the direct groups that this step has sampled before them; by
+        default search.frontier_entropy_weight.
     """
     if settings.method != "deepsearch":
         groups = sampler.direct(params, problems, settings.rounds.group_size, Purpose.DIRECT, counters)
         return StepRollouts(groups, cache, SearchStatistics(), 0)
     found = _cached_responses(sampler, cache, problems, counters, settings)
+    num_cached = sum(map(bool, found))
     searched = [problem for problem, cached in zip(problems, found, strict=True) if not cached]
-    by_id: dict[str, Group] = {}
-    groups, statistics = sampler.search(params, searched, counters) if searched else ([], SearchStatistics())
+    direct = _direct_first(sampler, params, searched, counters, settings, set(_ids(problems, is_hard)))
+    by_id = {group.problem.id: group for group in direct}
+    samples: list[Group] = []
+    if settings.rounds.search_when == "no_signal":
+        samples = [group for group in direct if not group.num_correct]
+        searched = [group.problem for group in samples]
+    else:
+        searched = [problem for problem in searched if problem.id not in by_id]
+    groups, statistics, weight = [], SearchStatistics(), None
+    if searched:
+        weight = entropy_weight_of(direct) if entropy_weight_of else settings.search.frontier_entropy_weight
+        groups, statistics = sampler.search(params, searched, counters, entropy_weight=weight, samples=samples or None)
     by_id |= {group.problem.id: group for group in groups}
     # Cached problems are sampled together with those that have as many cached paths: K is a static shape.
-    for num_cached in sorted({len(cached) for cached in found if cached}):
-        alike = [
-            (problem, cached) for problem, cached in zip(problems, found, strict=True) if len(cached) == num_cached
-        ]
-        num_direct = settings.rounds.group_size - num_cached
+    for size in sorted({len(cached) for cached in found if cached}):
+        alike = [(problem, cached) for problem, cached in zip(problems, found, strict=True) if len(cached) == size]
+        num_direct = settings.rounds.group_size - size
         part = [problem for problem, _ in alike]
         fresh = (
             sampler.direct(params, part, num_direct, Purpose.DIRECT, counters)
             if num_direct
             else [Group(problem, sampler.task.prompt(problem), []) for problem in part]
         )
+        direct += fresh
         for group, (problem, cached) in zip(fresh, alike, strict=True):
             by_id[problem.id] = dataclasses.replace(group, responses=[*cached, *group.responses])
     if settings.uses_cache:
         cache = _remember(cache, groups, counters[0], settings)
-    return StepRollouts([by_id[p.id] for p in problems], cache, statistics, len(problems) - len(searched))
+    sampled = {group.problem.id: (group.num_correct, len(group.responses)) for group in direct if group.responses}
+    return StepRollouts([by_id[p.id] for p in problems], cache, statistics, num_cached, sampled, weight)
+
+
+def _ids(problems: Sequence[Problem], chosen: Sequence[bool]) -> list[str]:
+    return [problem.id for problem, is_chosen in zip(problems, chosen, strict=False) if is_chosen]
+
+
+def _direct_first(
+    sampler: Sampler, params: Any, problems: list[Problem], counters: tuple[int, int], settings: RunSettings,
+    hard: set[str],
+) -> list[Group]:  # fmt: skip
+    """Whole groups of direct rollouts to those problems that search_when does not search at once."""
+    if settings.rounds.search_when == "always":
+        return []
+    if settings.rounds.search_when == "hard":
+        problems = [problem for problem in problems if problem.id not in hard]
+    if not problems:
+        return []
+    return sampler.direct(params, problems, settings.rounds.group_size, Purpose.DIRECT, counters)
 
 
 @functools.partial(jax.jit, static_argnames=("group_size", "min_direct"))

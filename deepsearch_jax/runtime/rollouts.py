@@ -21,7 +21,7 @@ from deepsearch_jax.runtime.rollout_settings import RolloutSettings
 from deepsearch_jax.runtime.search_device import FinishedTrees, Program
 from deepsearch_jax.runtime.slots import Slots
 from deepsearch_jax.runtime.tasks import Task
-from deepsearch_jax.tree import SearchSettings, SearchStatus
+from deepsearch_jax.tree import Samples, SearchSettings, SearchStatus
 from deepsearch_jax.types import Outcome, Segments
 
 T = TypeVar("T")
@@ -109,13 +109,13 @@ class Sampler:
         num_samples = segments.lengths.shape[1]
         self.generated_tokens += int(segments.lengths[: len(chunk)].sum())
         responses = [[_cut(segments, row, k) for k in range(num_samples)] for row in range(len(chunk))]
-        texts = [self.task.tokenizer.decode(tokens.tolist()) for row in responses for tokens, _, _ in row]
+        texts = [self.task.tokenizer.decode(tokens.tolist()) for row in responses for tokens, *_ in row]
         items = [(problem, texts[i * num_samples + k]) for i, problem in enumerate(chunk) for k in range(num_samples)]
         scored = iter(zip(self.task.score(items), texts, strict=True))
         groups = []
         for problem, row in zip(chunk, responses, strict=True):
             group = Group(problem, self.task.prompt(problem), [])
-            for tokens, log_probs, is_eos in row:
+            for tokens, log_probs, sampling_log_probs, is_eos in row:
                 verdict, text = next(scored)
                 outcome = outcome_of(verdict, is_cut_off=not is_eos)
                 reward = self.reward(outcome)
@@ -123,16 +123,22 @@ class Sampler:
                     Response(
                         tokens=tokens, segment_lengths=np.array([len(tokens)], np.int32),
                         node_values=np.array([reward], np.float32), log_probs=log_probs, reward=reward,
-                        outcome=outcome, text=text, origin="direct",
+                        outcome=outcome, text=text, origin="direct", sampling_log_probs=sampling_log_probs,
                     )
                 )  # fmt: skip
             groups.append(group)
         return groups
 
     def search(
-        self, params: Any, problems: Sequence[Problem], counters: tuple[int, int]
-    ) -> tuple[list[Group], SearchStatistics]:
-        """One tree a problem; returns the credited trajectories of each tree, in the order of the problems."""
+        self, params: Any, problems: Sequence[Problem], counters: tuple[int, int], *,
+        entropy_weight: float | None = None, samples: Sequence[Group] | None = None,
+    ) -> tuple[list[Group], SearchStatistics]:  # fmt: skip
+        """One tree a problem; returns the credited trajectories of each tree, in the order of the problems.
+
+        Args:
+          entropy_weight: lambda2 of the trees where search.confidence is "adaptive"; None is the configured one.
+          samples: direct rollouts of each problem that its tree starts from, the same number of all.
+        """
         statistics = SearchStatistics()
         groups: dict[int, Group] = {}
         prompts = [self.task.prompt(problem) for problem in problems]
@@ -158,27 +164,33 @@ class Sampler:
                 found.status[row] in (SearchStatus.OUT_OF_NODES, SearchStatus.OUT_OF_TOKENS)
             )
 
+        num_grafts = len(samples[0].responses) if samples else 0
+        search = grafting(self.search_settings, num_grafts)
         slots = Slots(
-            self._search_program(), self._path_bucket, num_slots=self.rollout.num_slots, num_batches=self._num_batches,
-            run_key=self.run_key, stop_table=self._stop_table, verify=verify, finish=finish,
-            check_stop=self._check_stop,
+            self._search_program(search), self._path_bucket, num_slots=self.rollout.num_slots,
+            num_batches=self._num_batches, run_key=self.run_key, stop_table=self._stop_table, verify=verify,
+            finish=finish, check_stop=self._check_stop,
             advance=lambda done, tokens: self._advance(done, f"{self.generated_tokens + tokens} tokens"),
         )  # fmt: skip
         ids = jnp.asarray([problem.key for problem in problems], jnp.int32)
         keys = device.problem_keys(self.run_key, int(Purpose.SEARCH), counters, ids)
-        slots.run(params, prompts, keys, prompt_length)
+        slots.run(
+            params, prompts, keys, prompt_length, samples=_as_samples(samples, search) if samples else None,
+            entropy_weight=search.frontier_entropy_weight if entropy_weight is None else entropy_weight,
+        )  # fmt: skip
         statistics.slots, statistics.expansions = slots.statistics, slots.statistics.expansions
         self.generated_tokens += statistics.tokens
         return [groups[index] for index in range(len(problems))], statistics
 
-    def _search_program(self) -> Program:
-        search = self.search_settings
+    def _search_program(self, search: SearchSettings) -> Program:
         slots = self.rollout.num_slots // self._num_batches // self._num_devices
         num_pages = pool_pages(
             self.model, search, slots, num_batches=self._num_batches, pool_gib=self.rollout.page_pool_gib
         )
         decode = self._decode_settings(search.children_per_expansion, search.segment_length)
-        decode = dataclasses.replace(decode, recompute=num_pages < slots * search.capacity)
+        # The nodes of samples come without a page, wherever there is room.
+        recompute = num_pages < slots * search.capacity or search.num_grafts > 0
+        decode = dataclasses.replace(decode, recompute=recompute)
         return Program(self.model, search, decode, self._mesh, num_pages, path_bucket=0)
 
     def _path_bucket(self, depth: int) -> int:
@@ -192,9 +204,13 @@ class Sampler:
         return build_stop_table(self.rollout.stop_strings, self.task.tokenizer.token_bytes(), self.model.vocab_size)
 
     def _group(self, problem: Problem, found: FinishedTrees, row: int) -> Group:
-        verified = found.outcomes[row][found.outcomes[row] != Outcome.NONE]
-        rewards = np.array([self.reward(Outcome(int(outcome))) for outcome in verified], np.float32)
-        return Group(problem, self.task.prompt(problem), self._responses(found.trajectories, row), rewards)
+        verified = found.outcomes[row] != Outcome.NONE
+        rewards = np.array(
+            [self.reward(Outcome(int(outcome))) for outcome in found.outcomes[row][verified]], np.float32
+        )
+        responses = self._responses(found.trajectories, row, int(found.num_grafted[row]))
+        nll = np.asarray(found.path_entropies[row])[verified]
+        return Group(problem, self.task.prompt(problem), responses, rewards, nll)
 
     @property
     def model_eos(self) -> tuple[int, ...]:
@@ -207,7 +223,7 @@ class Sampler:
             return 1.0
         return self.search_settings.incomplete_score if outcome == Outcome.INCOMPLETE else -1.0
 
-    def _responses(self, found: Any, row: int) -> list[Response]:
+    def _responses(self, found: Any, row: int, num_grafted: int) -> list[Response]:
         responses = []
         for m in np.flatnonzero(found.valid[row]):
             depth = int((found.path[row, m] >= 0).sum())
@@ -221,7 +237,7 @@ class Sampler:
                     reward=float(found.score[row, m]),
                     outcome=Outcome(int(found.outcome[row, m])),
                     text=self.task.tokenizer.decode(tokens.tolist()),
-                    origin="search",
+                    origin="direct" if found.leaf[row, m] <= num_grafted else "search",
                 )
             )
         return responses
@@ -262,6 +278,30 @@ def chunks(items: list[T], size: int) -> Iterator[list[T]]:
         yield items[start : start + size]
 
 
-def _cut(segments: Any, row: int, k: int) -> tuple[np.ndarray, np.ndarray, bool]:
-    length = int(segments.lengths[row, k])
-    return segments.tokens[row, k, :length], segments.log_probs[row, k, :length], bool(segments.is_eos[row, k])
+def _cut(segments: Any, row: int, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
+    """Tokens, log-probs, sampling log-probs of one response, and whether it ended by itself."""
+    fields = (segments.tokens, segments.log_probs, segments.sampling_log_probs)
+    tokens, log_probs, sampling_log_probs = (field[row, k, : int(segments.lengths[row, k])] for field in fields)
+    return tokens, log_probs, sampling_log_probs, bool(segments.is_eos[row, k])
+
+
+def grafting(search: SearchSettings, num_grafts: int) -> SearchSettings:
+    """The settings of searches that start from so many direct samples of each problem."""
+    room = num_grafts * search.max_depth
+    return dataclasses.replace(search, num_grafts=num_grafts, capacity=search.capacity + room)
+
+
+def _as_samples(groups: Sequence[Group], search: SearchSettings) -> Samples:
+    """Direct rollouts as host arrays [number of groups, G, ...]."""
+    shape = len(groups), search.num_grafts
+    rows = *shape, search.max_response_length
+    tokens, lengths, outcomes = np.zeros(rows, np.int32), np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+    log_probs, sampling_log_probs = np.zeros(rows, np.float32), np.zeros(rows, np.float32)
+    for g, group in enumerate(groups):
+        for m, response in enumerate(group.responses):
+            length = len(response.tokens)
+            lengths[g, m], outcomes[g, m] = length, response.outcome
+            tokens[g, m, :length], log_probs[g, m, :length] = response.tokens, response.log_probs
+            sampling_log_probs[g, m, :length] = response.sampling_log_probs
+    # Host arrays: the search places them.
+    return Samples(tokens, lengths, log_probs, sampling_log_probs, outcomes)  # type: ignore[arg-type]

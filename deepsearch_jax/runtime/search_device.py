@@ -29,6 +29,7 @@ from deepsearch_jax.runtime.device import PAGES, ROWS, Prompts, per_shard
 from deepsearch_jax.tree import (
     NO_NODE,
     ROOT,
+    Samples,
     SearchSettings,
     SearchStatus,
     Trajectories,
@@ -37,6 +38,7 @@ from deepsearch_jax.tree import (
     child_is_terminal,
     child_slots,
     extract_trajectories,
+    graft_samples,
     init_tree,
     page_priority,
     path_nodes,
@@ -54,10 +56,15 @@ class Problems(NamedTuple):
     Attributes:
       number: [B] int32 number of the problem in the caller's list, -1 where there is none.
       prompts: of the problems; length 0 where there is none.
+      entropy_weight: [B] float32 lambda2 of each tree; read where search.confidence is "adaptive".
+      samples: [B, ...] direct samples that the trees of waiting problems start from; None where they start from the
+        prompt, and of problems that are in a slot already.
     """
 
     number: jax.Array
     prompts: Prompts
+    entropy_weight: jax.Array
+    samples: Samples | None = None
 
 
 @struct.dataclass
@@ -86,6 +93,8 @@ class FinishedTrees(NamedTuple):
       trajectories: [B, M, ...] credited.
       status, num_nodes, num_tokens, depth: [B] int32; depth of the deepest node.
       outcomes: [B, N] int32 Outcome of every node.
+      path_entropies: [B, N] float32 mean negative log-prob per token from the root to the end of every node (nats).
+      num_grafted: [B] int32 nodes that came from direct samples; they are the first behind the root.
     """
 
     trajectories: Trajectories
@@ -94,13 +103,16 @@ class FinishedTrees(NamedTuple):
     num_tokens: jax.Array
     depth: jax.Array
     outcomes: jax.Array
+    path_entropies: jax.Array
+    num_grafted: jax.Array
 
 
 class View(NamedTuple):
     """What the host reads after an iteration.
 
     Attributes:
-      problem: [B] int32 problem whose tree was expanded in the slot, -1 where none is running.
+      problem: [B] int32 problem in the slot, -1 where there is none. Its tree was expanded, but for one that started
+        from samples and has nothing left to expand: it leaves with the next call.
       left: [B] int32 problem whose tree left the slot before that, -1 where none did.
       finished: the trees that left.
       is_terminal: [B, F, C] bool new children to verify.
@@ -196,7 +208,7 @@ def empty_state(run_key: jax.Array, *, program: Program, num_slots: int, prompt_
             jnp.zeros((size, prompt_length), jnp.int32), jnp.zeros(size, jnp.int32), jnp.repeat(run_key[None], size)
         )
         pages = init_pages(program.model, size, program.num_pages, search.segment_length, prompt_length)
-        problems = Problems(jnp.full(size, -1, jnp.int32), prompts)
+        problems = Problems(jnp.full(size, -1, jnp.int32), prompts, jnp.zeros(size))
         return SearchState(trees, problems, segments, pages, jnp.full((size, search.capacity), -1, jnp.int32))
 
     return per_shard(body, program.mesh, (), STATE)()
@@ -258,7 +270,7 @@ def _iteration(
         entropy=jnp.float32(0) if entropies is None else entropies.sum(),
     )
     view = View(
-        problem=jnp.where(_is_running(trees), problems.number, -1),
+        problem=problems.number,
         left=left,
         finished=finished,
         is_terminal=is_terminal & active[..., None],
@@ -288,6 +300,8 @@ def _advance(state: SearchState, outcomes: jax.Array, search: SearchSettings) ->
             trajectories=jax.vmap(functools.partial(extract_trajectories, settings=search))(trees),
             status=trees.status, num_nodes=trees.num_nodes, num_tokens=trees.num_tokens,
             depth=trees.depth.max(axis=1), outcomes=trees.outcome,
+            path_entropies=trees.path_entropy.astype(jnp.float32),
+            num_grafted=trees.num_grafted.sum(axis=1, dtype=jnp.int32),
         )  # fmt: skip
 
     def nothing(trees: Tree) -> FinishedTrees:
@@ -309,15 +323,28 @@ def _admit(
     def choose(new: jax.Array, old: jax.Array) -> jax.Array:
         return jnp.where(is_new.reshape(-1, *(1,) * (old.ndim - 1)), new, old)
 
+    waiting, samples = waiting._replace(samples=None), waiting.samples
     taken = jax.tree.map(lambda new, old: choose(new[source], old), waiting, problems)
     gone = is_free & ~is_new
     lengths = jnp.where(gone, 0, taken.prompts.lengths)
-    taken = Problems(jnp.where(gone, -1, taken.number), taken.prompts._replace(lengths=lengths))
+    taken = taken._replace(number=jnp.where(gone, -1, taken.number), prompts=taken.prompts._replace(lengths=lengths))
     fresh = init_tree(search)
     # Rows of tokens and log-probs are written when a node is made; what an earlier tree left there is never read.
     kept = {name: getattr(trees, name) for name in ("tokens", "log_probs", "sampling_log_probs")}
     trees = jax.tree.map(lambda new, old: choose(new[None], old), fresh, trees)
-    return dataclasses.replace(trees, **kept), taken, jnp.where(is_free[:, None], -1, page_of), is_new
+    trees = dataclasses.replace(trees, **kept, entropy_weight=taken.entropy_weight)
+    if samples is not None:
+        # Children and steps use the counters up to twice the capacity, so these keys are nobody else's.
+        keys = jax.vmap(jax.random.fold_in, (0, None))(taken.prompts.keys, 2 * search.capacity + 1)
+        start = jax.vmap(functools.partial(graft_samples, settings=search))
+
+        def graft(trees: Tree) -> Tree:
+            # Tokens of an earlier tree are in the way here: a graft compares nothing with them, but writes new rows.
+            grafted = start(trees, jax.tree.map(lambda field: field[source], samples), keys)
+            return jax.tree.map(choose, grafted, trees)
+
+        trees = lax.cond(is_new.any(), graft, lambda trees: trees, trees)
+    return trees, taken, jnp.where(is_free[:, None], -1, page_of), is_new
 
 
 def _request(

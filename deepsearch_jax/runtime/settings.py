@@ -8,6 +8,7 @@ from deepsearch_jax.objective import AdvantageSettings, LossSettings
 from deepsearch_jax.policy import REMAT, LoraSettings
 from deepsearch_jax.runtime.alarms import AlarmSettings
 from deepsearch_jax.runtime.checkpoints import CheckpointSettings
+from deepsearch_jax.runtime.confidence import ConfidenceSettings
 from deepsearch_jax.runtime.evaluate import EvaluationSettings
 from deepsearch_jax.runtime.groups import PackSettings
 from deepsearch_jax.runtime.meshes import MeshSettings
@@ -20,6 +21,7 @@ METHODS = ("deepsearch", "grpo", "dapo")
 REFILTERS = ("previous", "all")
 DTYPES = ("float32", "bfloat16", "float16")
 OLD_LOG_PROBS = ("recompute", "sampler")
+SEARCH_WHEN = ("always", "hard", "no_signal")
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -72,6 +74,10 @@ class RoundSettings:
       problems_per_step: problems searched (or sampled) for one step.
       problems_per_update: problems in one optimizer update; 0 takes all of the step. A divisor of problems_per_step.
       group_size: trajectories of a problem under direct sampling; a search yields search.num_trajectories.
+      search_when: which problems are searched, of those without a cached solution: "always" all (the paper); "hard"
+        those whose last direct samples (of the filter or of a step) were correct less often than filter.threshold, the
+        others, and those never sampled, get direct samples; "no_signal" those whose group of direct samples, drawn
+        first, is all wrong: their trees start from these samples. Direct groups train as in GRPO.
       filter_problems: whether a round works on its hard problems alone (see `filter`) or on all.
       filter_first_round: False if the problem files are filtered already (the published DeepMath subsets are).
       max_candidates: problems the filter samples for a round; 0 takes all.
@@ -85,6 +91,7 @@ class RoundSettings:
     problems_per_step: int = 16
     problems_per_update: int = 0
     group_size: int = 8
+    search_when: str = "always"
     filter_problems: bool = True
     filter_first_round: bool = True
     max_candidates: int = 0
@@ -93,6 +100,7 @@ class RoundSettings:
 
     def __post_init__(self) -> None:
         _check_choice("refilter", self.refilter, REFILTERS)
+        _check_choice("search_when", self.search_when, SEARCH_WHEN)
         _check_at_least(self, 1, "num_rounds", "problems_per_step", "dynamic_sampling_batches")
         _check_at_least(self, 2, "group_size")  # one response alone has nothing to be compared with
         _check_at_least(self, 0, "steps_per_round", "problems_per_update", "max_candidates")
@@ -151,6 +159,7 @@ class RunSettings:
     model: ModelSettings = ModelSettings()
     lora: LoraSettings = LoraSettings()
     search: SearchSettings = SearchSettings()
+    confidence: ConfidenceSettings = ConfidenceSettings()
     rollout: RolloutSettings = RolloutSettings()
     rounds: RoundSettings = RoundSettings()
     filter: FilterSettings = FilterSettings()
@@ -176,6 +185,16 @@ class RunSettings:
         _check_choice("old_log_probs", self.old_log_probs, OLD_LOG_PROBS)
         _check_at_least(self, 0, "seed", "num_devices")
         _check_at_least(self, 1, "max_skipped_updates", "log_prob_chunk")
+        if self.search.num_grafts:
+            raise ValueError(
+                f"search.num_grafts={self.search.num_grafts} is chosen by the run; set rounds.search_when='no_signal' "
+                "to start trees from rounds.group_size direct samples"
+            )
+        if self.rounds.search_when == "no_signal" and not self.search.sample_credits < self.search.num_trajectories:
+            raise ValueError(
+                f"search.sample_credits={self.search.sample_credits} leaves none of search.num_trajectories="
+                f"{self.search.num_trajectories} to the search; lower the one or raise the other"
+            )
         if self.filter.min_direct > self.rounds.group_size:
             raise ValueError(
                 f"filter.min_direct={self.filter.min_direct} direct rollouts do not fit into a group of "

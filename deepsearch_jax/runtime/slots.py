@@ -25,6 +25,7 @@ from deepsearch_jax.runtime.search_device import (
     empty_state,
 )
 from deepsearch_jax.runtime.search_device import search_iteration as _search_iteration
+from deepsearch_jax.tree import Samples
 from deepsearch_jax.types import Outcome
 
 # Verdicts of terminals: (problem, response tokens, whether it ended by itself) -> Outcome of each.
@@ -98,17 +99,23 @@ class Slots:
         self._offers: tuple[list[int], Problems] | None = None
         self.statistics = SlotStatistics()
 
-    def run(self, params: Any, prompts: Sequence[Sequence[int]], keys: jax.Array, prompt_length: int) -> None:
+    def run(
+        self, params: Any, prompts: Sequence[Sequence[int]], keys: jax.Array, prompt_length: int, *,
+        entropy_weight: float = 0.0, samples: Samples | None = None,
+    ) -> None:  # fmt: skip
         """Searches one tree a problem.
 
         Args:
           prompts: token ids of each problem.
           keys: [number of problems] typed keys.
           prompt_length: P, room for the longest prompt.
+          entropy_weight: lambda2 of the trees, read where search.confidence is "adaptive".
+          samples: [number of problems, G, ...] host arrays; the trees start from these direct samples.
         """
         search = self._program.search
         # Plain numbers: a typed key array cannot be indexed without asking the device.
         self._prompts, self._prompt_length = prompts, prompt_length
+        self._entropy_weight, self._samples = entropy_weight, samples
         self._key_data = np.asarray(jax.random.key_data(keys))
         self._queue = collections.deque(range(len(prompts)))
         self._offers = None
@@ -141,6 +148,9 @@ class Slots:
     def _dispatch(self, params: Any, batch: _Batch, outcomes: np.ndarray) -> None:
         """Starts an iteration of the batch and the transfer of what the host will read of it."""
         waiting, batch.offered = self._offer()
+        if self._samples is not None and batch.offered:  # paths of samples end in a terminal
+            longest = int(self._samples.lengths[batch.offered].max())
+            batch.deepest = max(batch.deepest, -(-longest // self._program.search.segment_length) - 1)
         # The children that wait for their verdicts may be one deeper than what was open when they were sampled.
         program = self._program._replace(path_bucket=self._bucket_of(batch.deepest))
         batch.state, batch.view = _search_iteration(
@@ -171,7 +181,11 @@ class Slots:
             prompt = self._prompts[index[row]]
             tokens[row, : len(prompt)], lengths[row] = prompt, len(prompt)
         prompts = device.Prompts(*map(_on_host, (tokens, lengths, self._key_data[np.maximum(index, 0)])))
-        return self._placed(Problems(_on_host(index), prompts))
+        weights = _on_host(np.full(self._size, self._entropy_weight, np.float32))
+        samples = None
+        if self._samples is not None:
+            samples = jax.tree.map(lambda field: field[np.maximum(index, 0)], self._samples)
+        return self._placed(Problems(_on_host(index), prompts, weights, samples))
 
     def _placed(self, arrays: Any) -> Any:
         """Host arrays where the compiled call takes them."""

@@ -17,8 +17,9 @@ class RunArrays:
     Attributes:
       train: parameters, optimizer state and their counters.
       cache: solutions found by searches.
-      num_correct: [N] int32 correct direct samples of each training problem in the last filter it took part in; -1
-        where it never did.
+      num_correct: [N] int32 correct ones among the last direct samples of each training problem, of a filter or, where
+        rounds.search_when is not "always", of a step; -1 where it never had any.
+      num_samples: [N] int32 how many samples those were; 0 where there were none.
       subset: [N] bool the problems of the current round.
       reference: parameters of the reference policy in compute dtype: those after the warm start, which the loss holds
         the policy near to; None where loss.kl_coefficient is 0.
@@ -27,6 +28,7 @@ class RunArrays:
     train: TrainState
     cache: SolutionCache
     num_correct: jax.Array
+    num_samples: jax.Array
     subset: jax.Array
     reference: Any = None
 
@@ -50,6 +52,7 @@ class Position:
       iterator: state of the problem iterator of the current round; empty before its first batch.
       fingerprint: of the training problems.
       base: of the frozen weights where adapters are trained; "" otherwise.
+      evidence: fields of a confidence.Evidence, what searches know of confidence; empty before the first step.
     """
 
     saves: int = 0
@@ -66,3 +69,4 @@ class Position:
     iterator: dict[str, Any] = dataclasses.field(default_factory=dict)
     fingerprint: str = ""
     base: str = ""
+    evidence: dict[str, float] = dataclasses.field(default_factory=dict)

@@ -7,6 +7,7 @@ killed and started again repeats the steps after its last checkpoint exactly.
 import dataclasses
 import pathlib
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -20,6 +21,7 @@ from deepsearch_jax.data.problems import Problem, fingerprint
 from deepsearch_jax.policy import ModelConfig
 from deepsearch_jax.runtime.alarms import AlarmStop, check_alarms
 from deepsearch_jax.runtime.checkpoints import Checkpoints
+from deepsearch_jax.runtime.confidence import Evidence, entropy_weight, evidence_of
 from deepsearch_jax.runtime.device import problem_keys
 from deepsearch_jax.runtime.evaluate import summarise
 from deepsearch_jax.runtime.interrupt import Interrupted, StopRequest
@@ -114,6 +116,7 @@ class Trainer:
             reference=self._learner.reference(train),
             cache=solutions,
             num_correct=jnp.full(len(self.problems), -1, jnp.int32),
+            num_samples=jnp.zeros(len(self.problems), jnp.int32),
             subset=jnp.ones(len(self.problems), bool),
         )  # fmt: skip
 
@@ -214,9 +217,11 @@ class Trainer:
                 self._sampling_params(), [self.problems[i] for i in candidates], filtering.num_samples,
                 Purpose.FILTER, counters,
             )  # fmt: skip
+        self._learn_confidence(groups)
         num_correct, num_samples = np.array(self.arrays.num_correct), np.zeros(len(self.problems), np.int32)
         num_correct[candidates] = [group.num_correct for group in groups]
         num_samples[candidates] = filtering.num_samples
+        known = np.where(num_samples > 0, num_samples, self.arrays.num_samples)
         key = problem_keys(self._run_key, int(Purpose.EASY), counters, jnp.zeros(1, jnp.int32))[0]
         subset = np.asarray(
             next_subset(key, jnp.asarray(self._keys), jnp.asarray(num_correct), jnp.asarray(num_samples),
@@ -230,7 +235,8 @@ class Trainer:
         hard = np.asarray(is_hard(jnp.asarray(num_correct), jnp.asarray(num_samples), filtering.threshold))
         passed = self._keys[candidates][~hard[candidates]]
         self.arrays = dataclasses.replace(
-            self.arrays, num_correct=jnp.asarray(num_correct), subset=jnp.asarray(subset),
+            self.arrays, num_correct=jnp.asarray(num_correct), num_samples=jnp.asarray(known),
+            subset=jnp.asarray(subset),
             cache=_forget(self.arrays.cache, passed) if self.settings.uses_cache else self.arrays.cache,
         )  # fmt: skip
         position.generated_tokens = self._sampler.generated_tokens
@@ -277,7 +283,11 @@ class Trainer:
         drawn, groups = self._sample()
         with self.reporter.phase("update"):
             train, learned = self._learner.learn(self.arrays.train, groups, self.arrays.reference)
-        self.arrays = dataclasses.replace(self.arrays, train=train, cache=drawn.cache)
+        num_correct, num_samples = self._known_rates(drawn)
+        self.arrays = dataclasses.replace(
+            self.arrays, train=train, cache=drawn.cache, num_correct=num_correct, num_samples=num_samples
+        )
+        evidence = self._learn_confidence(drawn.groups)
         self._rollout_params = None
         position.step += 1
         position.step_in_round += 1
@@ -289,6 +299,8 @@ class Trainer:
             **length_metrics(drawn.groups, self._sampler.model_eos, self.settings.rollout.stop_strings),
             **learned,
             "drawn_groups": len(drawn.groups),
+            "entropy_weight": drawn.entropy_weight,
+            "confidence_slope": evidence.slope,
             "round": position.round_index,
         }
         values["step_tokens"] = position.generated_tokens - before
@@ -329,14 +341,17 @@ class Trainer:
         seen: set[str] = set()
         for _ in range(rounds.dynamic_sampling_batches if is_dapo else 1):
             # Within one step a problem is sampled once: its keys would repeat the same responses.
-            batch = {p.id: p for p in (self.problems[i] for i in next(self._batches)) if p.id not in seen}
+            batch = {self.problems[i].id: i for i in next(self._batches) if self.problems[i].id not in seen}
             if not batch:
                 break
             seen |= batch.keys()
+            numbers = np.array(list(batch.values()))
+            hard = is_hard(self.arrays.num_correct, self.arrays.num_samples, self.settings.filter.threshold)
             with self.reporter.phase("rollout", len(batch)):
                 fresh = sample_step(
-                    self._sampler, self._sampling_params(), self.arrays.cache, list(batch.values()), counters,
-                    self.settings,
+                    self._sampler, self._sampling_params(), self.arrays.cache, [self.problems[i] for i in numbers],
+                    counters, self.settings, is_hard=np.asarray(hard)[numbers],
+                    entropy_weight_of=self._entropy_weight,
                 )  # fmt: skip
             mixed += [group for group in fresh.groups if 0 < group.num_correct < len(group.responses)]
             fresh.groups = (drawn.groups if drawn else []) + fresh.groups
@@ -349,6 +364,30 @@ class Trainer:
     def _end_round(self) -> None:
         self.position.round_index += 1
         self.position.step_in_round, self.position.is_filtered, self.position.iterator = 0, False, {}
+
+    def _entropy_weight(self, groups: Sequence[Group]) -> float:
+        """lambda2 of the searches to come, from what is known and what the direct groups of this step add to it."""
+        settings, start = self.settings, self.settings.search.frontier_entropy_weight
+        if settings.search.confidence == "fixed":
+            return start
+        evidence = Evidence(**self.position.evidence).decayed(settings.confidence.decay, evidence_of(groups))
+        return entropy_weight(evidence, start, settings.confidence)
+
+    def _learn_confidence(self, groups: Sequence[Group]) -> Evidence:
+        """Adds what the responses say of confidence to what is known."""
+        known = Evidence(**self.position.evidence).decayed(self.settings.confidence.decay, evidence_of(groups))
+        self.position.evidence = dataclasses.asdict(known)
+        return known
+
+    def _known_rates(self, drawn: StepRollouts) -> tuple[jax.Array, jax.Array]:
+        """Correct and all of the last direct samples of every problem, with those of the step just drawn."""
+        if self.settings.rounds.search_when == "always":
+            return self.arrays.num_correct, self.arrays.num_samples
+        counts = np.array(self.arrays.num_correct), np.array(self.arrays.num_samples)
+        for i, problem in enumerate(self.problems):
+            if problem.id in drawn.sampled:
+                counts[0][i], counts[1][i] = drawn.sampled[problem.id]
+        return jnp.asarray(counts[0]), jnp.asarray(counts[1])
 
     # Helpers at the edge.
 
@@ -389,7 +428,10 @@ def _as_saved(arrays: RunArrays) -> RunArrays:
     """What all processes of a run hold alike is saved from the host, once; one process saves its arrays as they are."""
     if jax.process_count() == 1:
         return arrays
-    own = {name: jax.tree.map(np.asarray, getattr(arrays, name)) for name in ("cache", "num_correct", "subset")}
+    own = {
+        name: jax.tree.map(np.asarray, getattr(arrays, name))
+        for name in ("cache", "num_correct", "num_samples", "subset")
+    }
     return dataclasses.replace(arrays, **own)
 
 

@@ -1,7 +1,14 @@
 """The search tree: arrays in, arrays out. Functions take one tree; the caller maps them over a batch."""
 
 from deepsearch_jax.tree.backup import backup, candidates_at, choose_terminal, rewards_of, visit_open
-from deepsearch_jax.tree.expand import add_children, child_is_terminal, child_slots, num_children_wanted, width_at_depth
+from deepsearch_jax.tree.expand import (
+    add_children,
+    child_is_terminal,
+    child_slots,
+    most_children,
+    num_children_wanted,
+    width_at_depth,
+)
 from deepsearch_jax.tree.frontier import (
     can_be_selected,
     depth_bonus,
@@ -9,6 +16,7 @@ from deepsearch_jax.tree.frontier import (
     frontier_scores,
     select_frontier,
 )
+from deepsearch_jax.tree.graft import Samples, graft_samples
 from deepsearch_jax.tree.priority import page_priority
 from deepsearch_jax.tree.search import (
     PassInfo,
@@ -26,6 +34,7 @@ __all__ = [
     "NO_NODE",
     "ROOT",
     "PassInfo",
+    "Samples",
     "SearchSettings",
     "SearchStatus",
     "Selection",
@@ -44,7 +53,9 @@ __all__ = [
     "extract_trajectories",
     "frontier_entropies",
     "frontier_scores",
+    "graft_samples",
     "init_tree",
+    "most_children",
     "num_children_wanted",
     "page_priority",
     "path_nodes",

@@ -25,13 +25,23 @@ def width_at_depth(depth: jax.Array, settings: SearchSettings) -> jax.Array:
     return jnp.maximum(settings.expansion_width - settings.width_decay * (depth // band), settings.min_width)
 
 
+def most_children(tree: Tree, nodes: jax.Array, settings: SearchSettings) -> jax.Array:
+    """Children that `nodes` may have; int32 of their shape.
+
+    That of their depth. Children from direct samples count at the root alone, which the samples have tried often
+    enough; any node below may get as many more as without them, or the search could not branch off where they fail.
+    """
+    width = width_at_depth(tree.depth[nodes], settings)
+    return width + jnp.where(nodes > ROOT, tree.num_grafted[nodes], 0) if settings.num_grafts else width
+
+
 def num_children_wanted(tree: Tree, settings: SearchSettings) -> jax.Array:
     """Returns [F] int32: children to be made now for each cursor; 0 at idle cursors and once the search has ended.
 
     Eager: all that its node lacks. Lazy: one; no more cursors wait at a node than it has room for.
     """
     nodes = jnp.maximum(tree.cursors, ROOT)
-    missing = width_at_depth(tree.depth[nodes], settings) - tree.num_children[nodes]
+    missing = most_children(tree, nodes, settings) - tree.num_children[nodes]
     missing = jnp.clip(missing, 0, settings.children_per_expansion)
     return jnp.where(tree.is_running & (tree.cursors >= ROOT), missing, 0)
 
@@ -171,7 +181,7 @@ def _add_at(tree: Tree, new: _NewChildren, settings: SearchSettings) -> Tree:
         )
 
     first_rank = tree.num_children[node]
-    places = jnp.where(is_new, first_rank + ranks, settings.expansion_width)
+    places = jnp.where(is_new, first_rank + ranks, settings.max_children)
     children = tree.children.at[node, places].set(tree.num_nodes + ranks, mode="drop")
     return dataclasses.replace(
         tree,

@@ -11,7 +11,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from deepsearch_jax.tree.expand import width_at_depth
+from deepsearch_jax.tree.expand import most_children
 from deepsearch_jax.tree.settings import SearchSettings
 from deepsearch_jax.tree.state import NO_NODE, ROOT, Tree
 
@@ -55,7 +55,7 @@ def frontier_scores(tree: Tree, settings: SearchSettings) -> jax.Array:
       F(s) = l1 tanh(Q(parent of s)) + l4 tanh(Q(s)) + l2 H(s) + l3 D(depth of s)
     Lazy, the place "next child of s" (own definition). The node to come has s for its parent, and no entropy yet:
       F(s) = l1 tanh(Q(s)) + l4 tanh(Q(s)) + l2 H(s) + l3 D(depth of s)
-    H is `frontier_entropies`.
+    H is `frontier_entropies`; where `confidence` is "adaptive", l2 is the tree's own `entropy_weight`.
 
     Returns:
       [N] V; meaningless where `can_be_selected` is False.
@@ -66,7 +66,9 @@ def frontier_scores(tree: Tree, settings: SearchSettings) -> jax.Array:
     scores = settings.frontier_value_weight * parents
     if settings.frontier_own_value_weight > 0.0:
         scores = scores + settings.frontier_own_value_weight * squashed
-    if settings.frontier_entropy_weight != 0.0:
+    if settings.confidence == "adaptive":
+        scores = scores + tree.entropy_weight.astype(scores.dtype) * frontier_entropies(tree, settings)
+    elif settings.frontier_entropy_weight != 0.0:
         scores = scores + settings.frontier_entropy_weight * frontier_entropies(tree, settings)
     return scores + settings.frontier_depth_weight * depth_bonus(tree.depth, settings)
 
@@ -75,6 +77,8 @@ def can_be_selected(
     tree: Tree, only_frontier: jax.Array | bool, settings: SearchSettings, taken: Sequence[jax.Array] = ()
 ) -> jax.Array:
     """Returns [N] bool: nodes that are not terminal, and in an eager tree not the root.
+
+    The root of an eager tree that started from fewer direct samples than it should have children is one for them.
 
     Args:
       only_frontier: only those with a place that is free.
@@ -86,8 +90,9 @@ def can_be_selected(
     num_children = tree.num_children
     for other in taken:
         num_children = num_children + jnp.where(slots == other, settings.children_per_expansion, 0)
-    has_room = num_children < width_at_depth(tree.depth, settings)
-    return is_inner & (has_room | ~jnp.asarray(only_frontier))
+    has_room = num_children < most_children(tree, slots, settings)
+    can_be = is_inner & (has_room | ~jnp.asarray(only_frontier))
+    return can_be | ((slots == ROOT) & has_room) if settings.num_grafts else can_be
 
 
 def select_frontier(

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from deepsearch_jax.tree.backup import backup, candidates_at, choose_terminal, visit_open
-from deepsearch_jax.tree.expand import add_children, child_slots, num_children_wanted, width_at_depth
+from deepsearch_jax.tree.expand import add_children, child_slots, most_children, num_children_wanted
 from deepsearch_jax.tree.frontier import select_frontier
 from deepsearch_jax.tree.select import select_child
 from deepsearch_jax.tree.settings import SearchSettings
@@ -108,7 +108,7 @@ def _lazy_child(tree: Tree, fresh: jax.Array, settings: SearchSettings, taken: S
     child = fresh[0]
     at = jnp.maximum(child, ROOT)
     num_waiting = sum((jnp.where(other == at, 1, 0) for other in taken), jnp.int32(0))
-    has_room = tree.num_children[at] + num_waiting < width_at_depth(tree.depth[at], settings)
+    has_room = tree.num_children[at] + num_waiting < most_children(tree, at, settings)
     return jnp.where((child > ROOT) & ~tree.is_terminal[at] & has_room, child, NO_NODE)
 
 
@@ -154,10 +154,12 @@ def _move_to(tree: Tree, next_node: jax.Array, num_promised: jax.Array | int, se
     node budget for the children it does make, and a token budget not yet used up. A revisit needs none of these.
     """
     at = jnp.maximum(next_node, ROOT)
-    missing = width_at_depth(tree.depth[at], settings) - tree.num_children[at]
+    missing = most_children(tree, at, settings) - tree.num_children[at]
     missing = jnp.clip(missing, 0, settings.children_per_expansion)
     num_nodes = tree.num_nodes + num_promised
-    out_of_nodes = num_nodes + settings.children_per_expansion > settings.capacity
+    if settings.num_grafts:
+        num_nodes = num_nodes - tree.num_grafted.sum(dtype=jnp.int32)  # these have room of their own
+    out_of_nodes = num_nodes + settings.children_per_expansion > settings.capacity - settings.grafted_room
     if settings.node_budget:
         out_of_nodes |= num_nodes + missing > settings.node_budget
     status = jnp.where((missing > 0) & out_of_nodes, SearchStatus.OUT_OF_NODES, SearchStatus.RUNNING)
@@ -184,6 +186,20 @@ def _settle(tree: Tree, is_active: jax.Array, moves: Sequence[_Move], settings: 
         cursors=jnp.where(is_active, cursors, tree.cursors),
         status=jnp.where(is_active, status, tree.status),
     )
+
+
+def place_cursors(tree: Tree, settings: SearchSettings) -> Tree:
+    """Sends every cursor where a pass that has met a terminal sends it, and sets the status if that ends the search."""
+    nowhere = jnp.int32(NO_NODE)
+    visit = _Visit(jnp.bool_(True), nowhere[None], nowhere, met_terminal=jnp.bool_(True), child=nowhere)
+    promised = jnp.int32(0)
+    moves: list[_Move] = []
+    for _ in range(settings.picks_per_step):
+        frontier = _frontier(tree, visit, settings, [move.node for move in moves])
+        move, _ = _next_move(tree, visit, frontier, settings, promised)
+        promised = promised + move.num_promised
+        moves.append(move)
+    return _settle(tree, visit.is_active, moves, settings)
 
 
 def backup_passes(

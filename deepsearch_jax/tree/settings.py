@@ -9,6 +9,7 @@ FRONTIER_ENTROPIES = ("own", "path", "children")
 DEPTH_BONUSES = ("sqrt", "log", "constant")
 NEGATIVE_CHOICES = ("most_confident", "random", "least_confident")
 BACKUP_RULES = ("constrained", "vanilla")
+CONFIDENCES = ("fixed", "adaptive")
 VALUE_DTYPES = ("float32", "float64")
 
 
@@ -46,10 +47,15 @@ class SearchSettings:
     force_to_frontier: bool = True  # False: the global choice may also land on expanded nodes, which are revisited
     frontier_value_weight: float = 0.4  # lambda1, of tanh(q_value of the parent)
     frontier_entropy_weight: float = 0.0  # lambda2, of H, a mean token negative log-prob (nats)
+    confidence: str = "fixed"  # lambda2 is "fixed", or "adaptive": each tree has its own, given when it starts
     frontier_entropy: str = "own"  # H over: "own" the node's segment (Eq. 7) | "path" its prefix | "children" theirs
     frontier_depth_weight: float = 0.01  # lambda3, of the depth bonus
     frontier_own_value_weight: float = 0.0  # lambda4, of tanh(q_value of the node itself); not in the paper
     depth_bonus: str = "sqrt"  # Eq. 7: "sqrt" sqrt(d/d_T) | "log" ln(d+1) | "constant" d
+
+    # Trees that start from direct samples of their problem (`graft_samples`).
+    num_grafts: int = 0  # room for so many, set by the run, which adds num_grafts * max_depth to the capacity
+    sample_credits: int = 1  # samples credited at the start, those negative_choice names; part of num_trajectories
 
     # Dynamic width: max(min_width, expansion_width - width_decay * (depth div (max_depth div expansion_width))).
     min_width: int = 0  # 0 = every expansion has expansion_width children
@@ -64,7 +70,7 @@ class SearchSettings:
     def __post_init__(self) -> None:
         for name in ("expansion_width", "max_depth", "segment_length", "num_trajectories", "picks_per_step"):
             self._check(getattr(self, name) >= 1, name, "at least 1")
-        for name in ("node_budget", "token_budget", "min_width", "width_decay"):
+        for name in ("node_budget", "token_budget", "min_width", "width_decay", "num_grafts", "sample_credits"):
             self._check(getattr(self, name) >= 0, name, "0 (off) or more")
         for name, choices in (
             ("expansion", EXPANSIONS),
@@ -73,14 +79,20 @@ class SearchSettings:
             ("depth_bonus", DEPTH_BONUSES),
             ("negative_choice", NEGATIVE_CHOICES),
             ("backup_rule", BACKUP_RULES),
+            ("confidence", CONFIDENCES),
             ("value_dtype", VALUE_DTYPES),
         ):
             self._check(getattr(self, name) in choices, name, "one of " + ", ".join(choices))
         least = 1 + self.children_per_expansion
-        if self.capacity < least:
+        if self.capacity - self.grafted_room < least:
             raise ValueError(
                 f"capacity={self.capacity} has no room for the root and one expansion of expansion={self.expansion!r} "
-                f"with expansion_width={self.expansion_width}; the least capacity is {least}"
+                f"with expansion_width={self.expansion_width}; the least capacity is {least + self.grafted_room}"
+            )
+        if self.num_grafts and self.reference_quirks:
+            raise ValueError(
+                f"num_grafts={self.num_grafts} with reference_quirks=True: the recorded searches start from the prompt "
+                "alone; set one of the two to its default"
             )
         if 0 < self.node_budget < least:
             raise ValueError(
@@ -120,9 +132,20 @@ class SearchSettings:
         return 1 if self.is_lazy else self.expansion_width
 
     @property
+    def grafted_room(self) -> int:
+        """Node slots kept free for direct samples; what the search itself makes must fit into the others."""
+        return self.num_grafts * self.max_depth
+
+    @property
+    def max_children(self) -> int:
+        """Most children that a node may have, those from direct samples counted."""
+        return self.expansion_width + self.num_grafts
+
+    @property
     def max_nodes(self) -> int:
-        """Most nodes a tree may hold, the root counted."""
-        return min(self.capacity, self.node_budget) if self.node_budget else self.capacity
+        """Most nodes that a search may make, the root counted; those from direct samples are free."""
+        own = self.capacity - self.grafted_room
+        return min(own, self.node_budget) if self.node_budget else own
 
     @property
     def max_response_length(self) -> int:

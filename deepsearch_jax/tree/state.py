@@ -35,8 +35,9 @@ class Tree:
     Attributes:
       parent: [N] int32 slot of the parent; NO_NODE at the root and in free slots.
       child_rank: [N] int32 position among the siblings; NO_NODE at the root and in free slots.
-      children: [N, W] int32 slots of the children by rank; NO_NODE where there is none (yet).
+      children: [N, W + G] int32 slots of the children by rank; NO_NODE where there is none (yet). G is num_grafts.
       num_children: [N] int32 children made so far.
+      num_grafted: [N] int32 those of them that came from direct samples of the problem (`graft_samples`).
       depth: [N] int32 segments from the root.
       preorder: [N] int32 rank of the node in depth-first order, children by rank.
       visit_count: [N] int32 N(s), see `backup`.
@@ -55,17 +56,19 @@ class Tree:
       credited: [M] int32 credited terminals in order; NO_NODE from `num_credited` on.
       num_credited: [] int32.
       num_nodes: [] int32 slots in use.
-      num_tokens: [] int32 tokens sampled for the tree.
+      num_tokens: [] int32 tokens sampled for the tree, those of direct samples not counted.
       num_passes: [] int32 backup passes so far, revisits counted.
       cursors: [F] int32 nodes that wait for an expansion; NO_NODE at idle cursors and once the search has ended. Lazily
         several may wait at one node, each for a child of its own.
       status: [] int32 SearchStatus.
+      entropy_weight: [] float32 lambda2 of the frontier where `confidence` is "adaptive"; else it is not read.
     """
 
     parent: jax.Array
     child_rank: jax.Array
     children: jax.Array
     num_children: jax.Array
+    num_grafted: jax.Array
     depth: jax.Array
     preorder: jax.Array
     visit_count: jax.Array
@@ -88,6 +91,7 @@ class Tree:
     num_passes: jax.Array
     cursors: jax.Array
     status: jax.Array
+    entropy_weight: jax.Array
 
     @property
     def q_value(self) -> jax.Array:
@@ -118,20 +122,22 @@ def init_tree(settings: SearchSettings) -> Tree:
             'value_dtype="float64" needs 64-bit types, which are off; wrap the search in jax.enable_x64(True) '
             'or use value_dtype="float32"'
         )
-    N, W, S, M = settings.capacity, settings.expansion_width, settings.segment_length, settings.num_trajectories
+    N, S, M = settings.capacity, settings.segment_length, settings.num_trajectories
     V = settings.value_dtype
 
     # A fresh array per field: two donated arguments must not share a buffer.
     def filled(shape: tuple[int, ...], fill: int = 0, dtype: str = "int32") -> jax.Array:
         return jnp.full(shape, fill, dtype)
 
-    num_started = min(settings.picks_per_step, W, settings.max_nodes - 1) if settings.is_lazy else 1
+    num_started = min(settings.picks_per_step, settings.expansion_width, settings.max_nodes - 1)
+    num_started = num_started if settings.is_lazy else 1
     is_started = jnp.arange(settings.picks_per_step) < num_started
     return Tree(
         parent=filled((N,), NO_NODE),
         child_rank=filled((N,), NO_NODE),
-        children=filled((N, W), NO_NODE),
+        children=filled((N, settings.max_children), NO_NODE),
         num_children=filled((N,)),
+        num_grafted=filled((N,)),
         depth=filled((N,)),
         preorder=filled((N,)),
         visit_count=filled((N,)),
@@ -154,6 +160,7 @@ def init_tree(settings: SearchSettings) -> Tree:
         num_passes=filled(()),
         cursors=jnp.where(is_started, jnp.int32(ROOT), jnp.int32(NO_NODE)),
         status=filled((), int(SearchStatus.RUNNING)),
+        entropy_weight=jnp.float32(settings.frontier_entropy_weight),
     )
 
 

@@ -1,16 +1,16 @@
 """The embedded default: arithmetic chains, a small character model from nothing, minutes on a laptop CPU.
 
-Variants: `deepsearch` (default), `paper` (the authors' settings), `grpo`, `dapo`, and `short`, a run of a minute for a
-first look.
+Variants: `deepsearch` (default), `adaptive` (search only where direct samples give no signal), `paper` (the authors'
+settings), `grpo`, `dapo`, and `short`, a run of a minute for a first look.
 """
 
 from ml_collections import ConfigDict
 
 from deepsearch_jax.config import to_config
 from deepsearch_jax.runtime import RunSettings
-from experiments.presets import set_paper
+from experiments.presets import set_adaptive, set_dapo, set_outcome_scores, set_paper
 
-VARIANTS = ("deepsearch", "paper", "grpo", "dapo", "short")
+VARIANTS = ("deepsearch", "adaptive", "paper", "grpo", "dapo", "short")
 
 
 def get_config(variant: str = "deepsearch") -> ConfigDict:
@@ -52,15 +52,18 @@ def get_config(variant: str = "deepsearch") -> ConfigDict:
     config.evaluation.num_samples = 4
     config.checkpoint.every_steps = 5
 
+    if variant == "adaptive":
+        set_adaptive(config)
+        config.search.expansion = "lazy"  # docs/adaptive.md: ahead of eager early on, level at the end
+        config.search.picks_per_step = 2
     if variant == "paper":
         set_paper(config)
-    if variant in ("grpo", "dapo"):
-        config.method = variant
-        config.advantage.level = "outcome"
-        config.advantage.normalisation = "mean_std"
+    if variant == "grpo":
+        config.method = "grpo"
+        set_outcome_scores(config)
         config.rounds.filter_problems = False
     if variant == "dapo":
-        config.rounds.dynamic_sampling_batches = 8
+        set_dapo(config, batches=8, overlong_share=0.0)  # five written steps take 26 of the 30 tokens
     if variant == "short":
         config.rounds.num_rounds = 1
         config.rounds.steps_per_round = 3

@@ -5,7 +5,7 @@ import os
 from ml_collections import ConfigDict
 
 from experiments.configs import qwen05b_gsm8k
-from experiments.presets import set_paper
+from experiments.presets import set_dapo, set_paper
 
 
 def get_config(variant: str = "gpu") -> ConfigDict:
@@ -22,4 +22,6 @@ def get_config(variant: str = "gpu") -> ConfigDict:
         config.search.max_depth = 24  # 768 tokens a response
     if variant == "paper":
         set_paper(config)  # once more: the deeper trees need room
+    if variant == "dapo":
+        set_dapo(config, batches=4)  # once more: the overlong buffer follows the length of a response
     return config

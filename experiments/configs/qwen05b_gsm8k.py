@@ -1,8 +1,9 @@
 """Qwen2.5 0.5B on GSM8K: real weights, real problems. Needs --config.model.path=DIR (or DEEPSEARCH_MODEL_DIR).
 
 The problem files are found under DEEPSEARCH_DATA (default ../shared/data); any file with question and answer columns
-does, see the README. Variants: `gpu` (default) and `cpu`, sized for two cores; `paper` and `cpu_paper`, the same with
-the authors' settings; `grpo` and `dapo` are the baselines of the default on the same budget of trajectories.
+does, see the README. Variants: `gpu` (default) and `cpu`, sized for two cores; `adaptive`, which searches only where
+direct samples give no signal; `paper` and `cpu_paper`, the same with the authors' settings; `grpo` and `dapo` are the
+baselines of the default on the same budget of trajectories.
 """
 
 import os
@@ -11,9 +12,9 @@ from ml_collections import ConfigDict
 
 from deepsearch_jax.config import to_config
 from deepsearch_jax.runtime import RunSettings
-from experiments.presets import set_paper
+from experiments.presets import set_adaptive, set_dapo, set_outcome_scores, set_paper
 
-VARIANTS = ("gpu", "cpu", "paper", "cpu_paper", "grpo", "dapo")
+VARIANTS = ("gpu", "cpu", "adaptive", "paper", "cpu_paper", "grpo", "dapo")
 
 
 def get_config(variant: str = "gpu") -> ConfigDict:
@@ -64,13 +65,14 @@ def get_config(variant: str = "gpu") -> ConfigDict:
     config.evaluation.num_problems = 256
     config.evaluation.num_samples = 4
 
-    if variant in ("grpo", "dapo"):
-        config.method = variant
-        config.advantage.level = "outcome"
-        config.advantage.normalisation = "mean_std"
+    if variant == "adaptive":
+        set_adaptive(config)
+    if variant == "grpo":
+        config.method = "grpo"
+        set_outcome_scores(config)
         config.rounds.filter_problems = False
     if variant == "dapo":
-        config.rounds.dynamic_sampling_batches = 4
+        set_dapo(config, batches=4)
     if variant in ("cpu", "cpu_paper"):
         config.search.max_depth = 16  # 256 tokens a response
         config.search.capacity = 16 * 16 + 1
