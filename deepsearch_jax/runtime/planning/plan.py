@@ -349,7 +349,7 @@ def compile_search(program: Program, params: Any, num_slots: int, prompt_room: i
     data = jax.eval_shape(lambda: jax.random.key_data(jnp.repeat(jax.random.key(seed)[None], num_slots)))
     array: Any = jax.ShapeDtypeStruct
     prompts = Prompts(array((num_slots, prompt_room), jnp.int32), array((num_slots,), jnp.int32), data)
-    waiting = Problems(array((num_slots,), jnp.int32), prompts)
+    waiting = Problems(array((num_slots,), jnp.int32), prompts, array((num_slots,), jnp.float32))
     grid = (num_slots, search.picks_per_step, search.children_per_expansion)
     lowered = search_iteration.lower(params, state, array(grid, jnp.int32), waiting, None, program=program)
     compiled = compile_program(lowered, 1)
