@@ -94,7 +94,8 @@ def measure(name: str) -> dict[str, Any]:
         np.full(num_slots, prompt, np.int32),
         np.asarray(jax.random.key_data(jax.random.split(key, num_slots))),
     )  # type: ignore[arg-type]
-    waiting = Problems(np.arange(num_slots, dtype=np.int32), prompts)  # type: ignore[arg-type]
+    weights = np.zeros(num_slots, np.float32)
+    waiting = Problems(np.arange(num_slots, dtype=np.int32), prompts, weights)  # type: ignore[arg-type]
     search = settings.search
     outcomes = np.zeros((num_slots, search.picks_per_step, search.children_per_expansion), np.int32)
 
