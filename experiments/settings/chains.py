@@ -81,8 +81,8 @@ def sparse() -> ConfigDict:
     """Chains of 6 to 8 steps, of which the noise of the warm start leaves one in some hundred right."""
     return _with_stages(
         small_run((6, 7, 8)),
-        _stage(400, _TO_4),
-        _stage(150, _TO_8, weights=_weights(_TO_8, 5, 0.3)),
+        _stage(500, _TO_4),
+        _stage(250, _TO_8, weights=_weights(_TO_8, 5, 0.3)),
         _stage(250, _TO_8[1:], plus_noise=0.35, minus_noise=0.5),
     )
 
@@ -91,8 +91,8 @@ def moderate() -> ConfigDict:
     """The same chains under half the noise: a group of eight often holds a right answer."""
     return _with_stages(
         small_run((6, 7, 8)),
-        _stage(400, _TO_4),
-        _stage(150, _TO_8, weights=_weights(_TO_8, 5, 0.3)),
+        _stage(500, _TO_4),
+        _stage(250, _TO_8, weights=_weights(_TO_8, 5, 0.3)),
         _stage(250, _TO_8[1:], plus_noise=0.2, minus_noise=0.35),
     )
 
