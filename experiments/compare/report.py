@@ -9,7 +9,7 @@ from deepsearch_jax.runtime.workdir import write_json
 from experiments.compare import frozen, statistics
 from experiments.compare.figures import draw
 from experiments.compare.page import page
-from experiments.compare.results import collect, plain
+from experiments.compare.results import collect, collect_starts, plain
 from experiments.compare.suite import Suite, final_cells, suite_in
 from experiments.compare.tables import markdown
 
@@ -20,6 +20,8 @@ def results_of(suite: Suite, workdir: pathlib.Path, *, draws: int = statistics.D
         chosen = {(s, method.name): suite.points(method)[0] for s in suite.settings for method in suite.methods}
         found = frozen.collect_frozen(suite, workdir, final_cells(suite, chosen), draws=draws)
         values: dict[str, Any] = {"suite": suite.name, "title": suite.title, "frozen": found}
+    elif suite.kind == "starts":
+        values = {"suite": suite.name, "title": suite.title, "starts": collect_starts(suite, workdir, draws=draws)}
     else:
         values = collect(suite, workdir, draws=draws)
     return json.loads(json.dumps(plain(values)))
@@ -52,12 +54,12 @@ def write_page(workdirs: Sequence[pathlib.Path], output: pathlib.Path) -> None:
     Raises:
       ValueError: a directory holds no suite.
     """
+    suites = [suite_in(workdir) for workdir in workdirs]
     folder = output.with_suffix("")
     folder.mkdir(parents=True, exist_ok=True)
     parts = [_INTRODUCTION]
     pictures = []
-    for workdir in workdirs:
-        suite = suite_in(workdir)
+    for suite, workdir in zip(suites, workdirs):
         results = results_of(suite, workdir)
         picture = folder / f"{suite.name}.png"
         if results.get("settings"):

@@ -169,6 +169,17 @@ def _tests(tests: Mapping[str, Mapping[int, dict[str, Any]]], draws: int) -> dic
     return found
 
 
+def collect_starts(suite: Suite, workdir: pathlib.Path, *, draws: int) -> dict[str, Any]:
+    """Accuracy of each setting's policy before RL."""
+    found = {}
+    for name in suite.settings:
+        tests = {s: test for s in suite.seeds if (test := testing.read_test(workdir, name, testing.START, s))}
+        if tests:
+            measured = _tests({testing.START: tests}, draws)[testing.START]
+            found[name] = {"summary": suite.setting(name).summary, "seeds": len(tests), **measured}
+    return found
+
+
 def best_baseline(suite: Suite, runs: Mapping[str, Mapping[int, RunCurves]], cost: str, level: float) -> str | None:
     """The baseline that reaches a level at the lowest median cost; where none does, the most accurate at the end."""
     baselines = [name for name in runs if suite.method(name).is_baseline]

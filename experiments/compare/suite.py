@@ -18,7 +18,7 @@ from deepsearch_jax.runtime.workdir import write_json
 from experiments.settings import Setting, all_settings
 
 Overrides = Mapping[str, Any]  # dotted name of a setting -> value
-KINDS = ("train", "frozen")
+KINDS = ("train", "frozen", "starts")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +57,8 @@ class Suite:
       overrides: of all methods: the budget of a run above all.
       stop_at: validation pass@1 at which a run ends, the same for all methods; 0 trains to the end of the budget.
       test_samples: responses to each test problem; half of those of the start choose the hard problems.
-      kind: "train", or "frozen", which searches with the policies of the settings and trains nothing.
+      kind: "train"; "frozen", which searches with the policies before RL and trains nothing; or "starts", which only
+        measures those policies.
       title: one line for the report.
     """
 

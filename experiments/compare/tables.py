@@ -16,6 +16,8 @@ def markdown(results: dict[str, Any], *, picture: str = "") -> str:
         for setting, methods in results["frozen"].items():
             lines += [f"### {setting}", "", *_frozen(methods), ""]
         return "\n".join(lines)
+    if "starts" in results:
+        return "\n".join([*lines, *_starts(results["starts"]), ""])
     if picture:
         lines += [f"![validation accuracy]({picture})", ""]
     if results["missing"]:
@@ -134,6 +136,20 @@ def _grid(grid: Sequence[dict[str, Any]]) -> list[str]:
         for row in grid
     ]  # fmt: skip
     return table(["setting", "method", "point", "score (lower is better)", "validation at the end", ""], rows)
+
+
+def _starts(settings: dict[str, Any]) -> list[str]:
+    rows = []
+    for name, start in settings.items():
+        hard = max(start["hard"], key=int, default=None)
+        rows.append([
+            f"`{name}`", start["summary"], str(start["seeds"]),
+            *(estimate(start["accuracy"][t], digits=4) for t in ("1", "0.5", "0")), f"{start['hard_share']:.0%}",
+            f"pass@{hard} {estimate(start['hard'][hard], digits=3)}" if hard else "–",
+            "; ".join(f"{source} {value[0]:.3f}" for source, value in start["by_source"].items()),
+        ])  # fmt: skip
+    head = ["setting", "", "seeds", "T=1", "T=0.5", "greedy", "hard problems", "of those", "by difficulty (T=1)"]
+    return table(head, rows)
 
 
 def _frozen(methods: dict[str, Any]) -> list[str]:
