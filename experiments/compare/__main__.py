@@ -72,6 +72,7 @@ def compare(suite: Suite, name: str, workdir: pathlib.Path, jobs: int, console: 
             for helper in helpers:
                 helper.wait()
             helpers.clear()
+            time.sleep(1)  # or at what a second command in this workdir holds
     finally:
         for helper in helpers:
             helper.terminate()

@@ -42,7 +42,7 @@ def sample_test_set(cell: Cell, workdir: pathlib.Path, say: Callable[[str], None
     settings = settings_of(cell.config(start if before else cell.directory(workdir) / "policy"))
     task = build_task(settings.task, settings.model.path or str(start), settings.seed)
     try:
-        problems = list(task.eval_problems)[settings.evaluation.num_problems :]
+        problems = list(task.eval_problems)[settings.evaluation.num_problems :][: cell.setting.num_test or None]
         if not problems or not settings.evaluation.num_problems:
             raise ValueError(
                 f"setting {cell.setting.name} has {len(task.eval_problems)} held-out problems and validates on the "

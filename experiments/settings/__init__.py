@@ -20,6 +20,7 @@ class Setting:
       build: the config that all methods start from; held-out problems up to `evaluation.num_problems` are the
         validation set, those behind them the test set.
       average_last: supervised steps at the end of the warm start over which the weights are averaged.
+      num_test: test problems, the first ones behind the validation set; 0 takes all.
       is_long: needs hours, a large model or a download; suites leave it out unless it is asked for.
     """
 
@@ -27,6 +28,7 @@ class Setting:
     summary: str
     build: Callable[[], ConfigDict]
     average_last: int = 0
+    num_test: int = 0
     is_long: bool = False
 
 

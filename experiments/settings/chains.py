@@ -82,8 +82,8 @@ def sparse() -> ConfigDict:
     return _with_stages(
         small_run((6, 7, 8)),
         _stage(500, _TO_4),
-        _stage(250, _TO_8, weights=_weights(_TO_8, 5, 0.3)),
-        _stage(250, _TO_8[1:], plus_noise=0.35, minus_noise=0.5),
+        _stage(300, _TO_8, weights=_weights(_TO_8, 5, 0.3)),
+        _stage(400, _TO_8[1:], plus_noise=0.35, minus_noise=0.5),
     )
 
 
@@ -92,8 +92,8 @@ def moderate() -> ConfigDict:
     return _with_stages(
         small_run((6, 7, 8)),
         _stage(500, _TO_4),
-        _stage(250, _TO_8, weights=_weights(_TO_8, 5, 0.3)),
-        _stage(250, _TO_8[1:], plus_noise=0.2, minus_noise=0.35),
+        _stage(300, _TO_8, weights=_weights(_TO_8, 5, 0.3)),
+        _stage(400, _TO_8[1:], plus_noise=0.2, minus_noise=0.35),
     )
 
 
@@ -119,8 +119,8 @@ def plateau() -> ConfigDict:
 
 
 SETTINGS = (
-    Setting("sparse", "the policy's mode is right, noise makes reward sparse", sparse, 100),
-    Setting("moderate", "the same with more right answers", moderate, 100),
+    Setting("sparse", "the policy's mode is right, noise makes reward sparse", sparse, 150),
+    Setting("moderate", "the same with more right answers", moderate, 150),
     Setting("saturated", "low entropy: few different answers, some problems out of reach", saturated, 100),
     Setting("plateau", "the policy's mode is wrong (it forgot to borrow) and reward is sparse", plateau, 100),
 )

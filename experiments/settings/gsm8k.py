@@ -27,4 +27,4 @@ def gsm8k() -> ConfigDict:
     return config
 
 
-SETTINGS = (Setting("gsm8k", "a pretrained 0.5B model on real problems", gsm8k, is_long=True),)
+SETTINGS = (Setting("gsm8k", "a pretrained 0.5B model on real problems", gsm8k, num_test=64, is_long=True),)

@@ -18,6 +18,7 @@ def get_suite() -> Suite:
         methods=(DEEPSEARCH, GRPO, colder),
         ours="deepsearch",
         levels=(0.1, 0.3, 0.5),
-        overrides={"rounds.steps_per_round": 50},
+        overrides={"rounds.steps_per_round": 80},
         stop_at=0.55,
+        test_samples=8,
     )
