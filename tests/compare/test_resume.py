@@ -18,8 +18,8 @@ COSTS_OF_THE_CLOCK = ("cpu_seconds", "wall_seconds")
 def start(workdir, *arguments):
     return subprocess.Popen(
         [sys.executable, "-m", "experiments.compare", f"--suite={SUITE}", f"--workdir={workdir}", *arguments],
-        cwd=REPOSITORY, env={**os.environ, "XLA_FLAGS": "", "PYTHONUNBUFFERED": "1"}, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        cwd=REPOSITORY, env={**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0", "PYTHONUNBUFFERED": "1"},
+        text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
 
 
