@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from deepsearch_jax.data.borrowing import borrows, fits_forgotten
 from deepsearch_jax.data.problems import Problem
 from deepsearch_jax.data.prompts import PromptSettings, prompt_text
 from deepsearch_jax.data.tokenizers import CharTokenizer
@@ -36,6 +37,7 @@ class WarmStartStage:
     weights: tuple[float, ...] = ()  # how often each length is drawn, any scale; () draws all equally often
     plus_noise: float = 0.0  # share of additions whose written result is wrong
     minus_noise: float = 0.0  # share of subtractions whose written result is wrong
+    forget_borrow: float = 0.0  # share of borrowings left out, 32-5=37; a systematic error, not beside the noises
 
     def __post_init__(self) -> None:
         if self.num_steps < 1 or not self.learning_rate > 0:
@@ -46,9 +48,14 @@ class WarmStartStage:
             raise ValueError(
                 f"weights={self.weights} must be one non-negative number for each of lengths={self.lengths}"
             )
-        for name, value in (("plus_noise", self.plus_noise), ("minus_noise", self.minus_noise)):
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name}={value} must lie in [0, 1]")
+        for name in ("plus_noise", "minus_noise", "forget_borrow"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)} must lie in [0, 1]")
+        if self.forget_borrow and (self.plus_noise or self.minus_noise):
+            raise ValueError(
+                f"forget_borrow={self.forget_borrow} cannot be beside plus_noise={self.plus_noise} and "
+                f"minus_noise={self.minus_noise}; give each a stage of its own"
+            )
 
 
 # Chains of one and two steps teach the step itself at a third of the cost of long ones. (One step alone would not: a
@@ -72,6 +79,9 @@ class ArithmeticSettings:
     min_operand: int = 1
     max_operand: int = 9
     problem_lengths: tuple[int, ...] = (3, 4, 5)  # steps of the problems to be learned, equally many of each
+    min_borrows: int = (
+        0  # borrowing subtractions in a problem at the least; above 0 all may be forgotten (borrowing.py)
+    )
     num_train_problems: int = 1024
     num_heldout_problems: int = 192
     heldout_share: float = 0.1  # of all chains there are; never seen in training, warm start included
@@ -96,8 +106,14 @@ class ArithmeticSettings:
         for name in ("num_train_problems", "num_heldout_problems", "warm_start_batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        if self.seed < 0:
-            raise ValueError(f"seed={self.seed} must be at least 0")
+        for name in ("seed", "min_borrows"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 0")
+        if self.min_borrows > min(self.problem_lengths):
+            raise ValueError(
+                f"min_borrows={self.min_borrows} do not fit into chains of {min(self.problem_lengths)} steps; "
+                "raise problem_lengths"
+            )
 
 
 class Chains(NamedTuple):
@@ -224,16 +240,24 @@ def _distinct_prompts(
     num_idle = 0
     while len(found) < num:
         before = len(found)
-        for prompt in write_prompts(sample_chains(rng, np.full(256, length), settings)):
-            if len(found) < num and is_heldout(prompt, settings.heldout_share) == heldout:
+        chains = sample_chains(rng, np.full(256, length), settings)
+        for prompt, is_wanted in zip(write_prompts(chains), _is_problem(chains, settings)):
+            if len(found) < num and is_wanted and is_heldout(prompt, settings.heldout_share) == heldout:
                 found.setdefault(prompt)
         num_idle = num_idle + 1 if len(found) == before else 0
         if num_idle == 50:
             raise ValueError(
                 f"only {len(found)} of {num} distinct {'held-out' if heldout else 'training'} chains of {length} steps "
-                "found; ask for fewer problems, longer chains or a wider range of values"
+                "found; ask for fewer problems, longer chains, a wider range of values or a lower min_borrows"
             )
     return list(found)
+
+
+def _is_problem(chains: Chains, settings: ArithmeticSettings) -> np.ndarray:
+    """[n] bool: chains with as many borrowings as asked for."""
+    if not settings.min_borrows:
+        return np.ones(chains.start.size, bool)
+    return (borrows(chains).sum(axis=1) >= settings.min_borrows) & fits_forgotten(chains, settings.max_value)
 
 
 class ArithmeticTask:

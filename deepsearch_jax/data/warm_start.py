@@ -17,6 +17,7 @@ from deepsearch_jax.data.arithmetic import (
     write_prompts,
     write_solutions,
 )
+from deepsearch_jax.data.borrowing import borrows, fits_forgotten, forgotten
 from deepsearch_jax.data.tokenizers import CharTokenizer
 from deepsearch_jax.types import TokenBatch
 
@@ -50,21 +51,30 @@ def warm_start_batch(settings: ArithmeticSettings, step: int) -> TokenBatch:
     rng = np.random.default_rng(np.random.SeedSequence((settings.seed, WARM_START_STREAM, step)))
     weights = np.asarray(stage.weights or [1.0] * len(stage.lengths))
     lengths = rng.choice(stage.lengths, settings.warm_start_batch_size, p=weights / weights.sum())
-    chains = _training_chains(rng, lengths, settings)
-    values = noisy_values(rng, chains, stage.plus_noise, stage.minus_noise, settings)
-    return _token_batch(
+    chains = _training_chains(rng, lengths, settings, may_be_forgotten=stage.forget_borrow > 0)
+    values = (
+        forgotten(chains.values, borrows(chains) & (rng.random(chains.operands.shape) < stage.forget_borrow))
+        if stage.forget_borrow
+        else noisy_values(rng, chains, stage.plus_noise, stage.minus_noise, settings)
+    )
+    return supervised_rows(
         [opened(prompt) for prompt in write_prompts(chains)],
         write_solutions(chains, values),
         row_length(stage, settings),
+        CharTokenizer(ALPHABET, eos=EOS),
     )
 
 
-def _training_chains(rng: np.random.Generator, lengths: np.ndarray, settings: ArithmeticSettings) -> Chains:
-    """Chains of these lengths, held-out ones drawn again."""
+def _training_chains(
+    rng: np.random.Generator, lengths: np.ndarray, settings: ArithmeticSettings, *, may_be_forgotten: bool
+) -> Chains:
+    """Chains of these lengths, held-out ones drawn again; so are those that no forgetful calculation can write."""
     chains = sample_chains(rng, lengths, settings)
     for _ in range(1000):
         prompts = write_prompts(chains)
         again = np.array([is_heldout(p, settings.heldout_share) for p in prompts])
+        if may_be_forgotten:
+            again |= ~fits_forgotten(chains, settings.max_value)
         if not again.any():
             return chains
         fresh = sample_chains(rng, lengths, settings)
@@ -106,8 +116,8 @@ def noisy_values(
     return written
 
 
-def _token_batch(prompts: list[str], responses: list[str], width: int) -> TokenBatch:
-    tokenizer = CharTokenizer(ALPHABET, eos=EOS)
+def supervised_rows(prompts: list[str], responses: list[str], width: int, tokenizer: CharTokenizer) -> TokenBatch:
+    """Rows of `width` tokens with the loss on the responses, which end with the EOS character."""
     tokens = np.full((len(prompts), width), tokenizer.pad_id, np.int32)
     loss_mask = np.zeros(tokens.shape, bool)
     for row, (prompt, response) in enumerate(zip(prompts, responses)):

@@ -2,8 +2,33 @@
 
 import os
 import pathlib
+from typing import Any
 
 import jax
+
+_COMPILED = "/jax/core/compile/backend_compile_duration"  # also where the program came from the cache on disk
+_num_compiled = 0
+
+
+def _listen(event: str, duration_secs: float, **more: Any) -> None:
+    global _num_compiled
+    del duration_secs, more
+    _num_compiled += event == _COMPILED
+
+
+jax.monitoring.register_event_duration_secs_listener(_listen)
+
+
+class CompileCount:
+    """Counts the programs that this process compiled, so that a step that waited for one can be told apart."""
+
+    def __init__(self) -> None:
+        self._before = _num_compiled
+
+    def take(self) -> int:
+        """Programs compiled or loaded since the last call, or since the start."""
+        count, self._before = _num_compiled - self._before, _num_compiled
+        return count
 
 
 def enable_compile_cache(setting: str) -> pathlib.Path | None:

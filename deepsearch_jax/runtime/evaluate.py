@@ -22,6 +22,7 @@ class EvaluationSettings:
       num_samples: responses a problem; the k of pass@k.
       temperature: of the samples; 0 is greedy.
       max_length: longest response in tokens; 0 takes the longest response of training.
+      stop_at: the run ends at the first evaluation with this pass@1 or more; 0 = never.
     """
 
     every_steps: int = 0
@@ -29,11 +30,12 @@ class EvaluationSettings:
     num_samples: int = 4
     temperature: float = 1.0
     max_length: int = 0
+    stop_at: float = 0.0
 
     def __post_init__(self) -> None:
         if self.num_samples < 1:
             raise ValueError(f"num_samples={self.num_samples} must be at least 1")
-        for name in ("every_steps", "num_problems", "temperature", "max_length"):
+        for name in ("every_steps", "num_problems", "temperature", "max_length", "stop_at"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 0")
 
@@ -55,5 +57,6 @@ def summarise(groups: Sequence[Group]) -> dict[str, Any]:
         f"pass_at_{correct.shape[1]}": float(solved.mean()),
         "response_length": float(np.mean(lengths)),
         "num_problems": len(groups),
+        "num_correct": correct.sum(axis=1).astype(int).tolist(),  # of each problem, for intervals over problems
         "by_source": {source: float(np.mean(values)) for source, values in sorted(by_source.items())},
     }

@@ -17,11 +17,14 @@ class Reporter:
 
     Attributes:
       phase_seconds: wall seconds of each phase since the last `take_times`.
+      phase_cpu_seconds: CPU seconds of this process in each phase since the last `take_cpu_times`; those of the
+        verifier's worker processes are not in them.
     """
 
     def __init__(self, console: Console | None = None):
         self.console = console or Console(file=sys.stdout, highlight=False, soft_wrap=True)
         self.phase_seconds: dict[str, float] = {}
+        self.phase_cpu_seconds: dict[str, float] = {}
         self._started = time.monotonic()
         self._last_plain = 0.0
         self._bar: Progress | None = None
@@ -30,7 +33,7 @@ class Reporter:
     @contextlib.contextmanager
     def phase(self, name: str, total: int | None = None) -> Iterator[None]:
         """Times what runs inside under `name`; `total` is the number of `advance` units expected."""
-        begin = time.monotonic()
+        begin, cpu_begin = time.monotonic(), time.process_time()
         self._last_plain = begin
         self._name, self._total = name, total
         if self.console.is_terminal:
@@ -47,6 +50,7 @@ class Reporter:
                 self._bar.stop()
                 self._bar = None
             self.phase_seconds[name] = self.phase_seconds.get(name, 0.0) + time.monotonic() - begin
+            self.phase_cpu_seconds[name] = self.phase_cpu_seconds.get(name, 0.0) + time.process_time() - cpu_begin
 
     def advance(self, done: float, detail: str = "") -> None:
         """Says that `done` units of the current phase are finished."""
@@ -65,6 +69,11 @@ class Reporter:
         """Phase times since the last call, in seconds, and a fresh start."""
         times, self.phase_seconds = self.phase_seconds, {}
         return {f"seconds_{name}": seconds for name, seconds in times.items()}
+
+    def take_cpu_times(self) -> dict[str, float]:
+        """The same in CPU seconds of all threads."""
+        times, self.phase_cpu_seconds = self.phase_cpu_seconds, {}
+        return {f"cpu_seconds_{name}": seconds for name, seconds in times.items()}
 
     def elapsed(self) -> float:
         """Wall seconds since this process started reporting."""

@@ -28,13 +28,16 @@ _TOKENIZER_FILES = ("tokenizer", "vocab", "merges", "chat_template", "special_to
 _PARAMS_STREAM = 2**31 - 1  # counter of the key that fresh parameters are drawn with; no purpose of a sampler
 
 
-def run(settings: RunSettings, config: dict[str, Any], workdir: str | os.PathLike[str]) -> bool:
+def run(
+    settings: RunSettings, config: dict[str, Any], workdir: str | os.PathLike[str], *, reporter: Reporter | None = None
+) -> bool:
     """Trains, or goes on training, in `workdir`.
 
     Args:
       settings: of the run.
       config: the same as nested plain values, kept in the workdir and compared when the run is resumed.
       workdir: created if needed.
+      reporter: tells how far the run is; by default on the terminal.
 
     Returns:
       True at the end of the run, False if a stop was asked for and everything is saved.
@@ -45,7 +48,7 @@ def run(settings: RunSettings, config: dict[str, Any], workdir: str | os.PathLik
       TooManySkipped: updates were not finite too many times in a row.
       AlarmStop: an alarm was raised and alarms.stop is set.
     """
-    reporter = Reporter() if is_first() else Reporter(Console(quiet=True))
+    reporter = (reporter or Reporter()) if is_first() else Reporter(Console(quiet=True))
     stop = StopRequest() if jax.process_count() == 1 else SharedStop()
     place = Workdir(workdir, is_owner=is_first())
     task: Task | None = None

@@ -82,6 +82,7 @@ class RoundSettings:
       filter_first_round: False if the problem files are filtered already (the published DeepMath subsets are).
       max_candidates: problems the filter samples for a round; 0 takes all.
       refilter: what a later round is chosen from: the subset of the "previous" round (the paper) or "all" problems.
+      max_generated_tokens: no step starts once so many tokens were sampled, whatever for; 0 = no limit.
       dynamic_sampling_batches: how many batches of problems may be drawn until problems_per_step groups have mixed
         rewards (DAPO); 1 draws one and trains on what it gives.
     """
@@ -96,6 +97,7 @@ class RoundSettings:
     filter_first_round: bool = True
     max_candidates: int = 0
     refilter: str = "previous"
+    max_generated_tokens: int = 0
     dynamic_sampling_batches: int = 1
 
     def __post_init__(self) -> None:
@@ -103,7 +105,7 @@ class RoundSettings:
         _check_choice("search_when", self.search_when, SEARCH_WHEN)
         _check_at_least(self, 1, "num_rounds", "problems_per_step", "dynamic_sampling_batches")
         _check_at_least(self, 2, "group_size")  # one response alone has nothing to be compared with
-        _check_at_least(self, 0, "steps_per_round", "problems_per_update", "max_candidates")
+        _check_at_least(self, 0, "steps_per_round", "problems_per_update", "max_candidates", "max_generated_tokens")
         if self.problems_per_update and self.problems_per_step % self.problems_per_update:
             raise ValueError(
                 f"problems_per_update={self.problems_per_update} must divide "
@@ -200,10 +202,11 @@ class RunSettings:
                 f"filter.min_direct={self.filter.min_direct} direct rollouts do not fit into a group of "
                 f"rounds.group_size={self.rounds.group_size}"
             )
-        if self.model.path and self.task.name == "arithmetic":
+        if self.model.path and self.task.has_warm_start:
             raise ValueError(
-                f"model.path={self.model.path!r} is given, but task.name='arithmetic' trains a small model of its own "
-                "alphabet from nothing; set task.name='math' or leave model.path empty"
+                f"model.path={self.model.path!r} is given, but task.name={self.task.name!r} trains a small model of "
+                "its own alphabet from nothing; set task.name='math', leave model.path empty, or switch the warm start "
+                "off to go on from a policy of this task (task.arithmetic.warm_start_stages=())"
             )
         if self.lora.rank and self.task.name == "arithmetic" and self.task.arithmetic.warm_start_stages:
             raise ValueError(

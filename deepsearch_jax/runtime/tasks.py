@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 from deepsearch_jax.data.arithmetic import ArithmeticSettings, ArithmeticTask
+from deepsearch_jax.data.countdown import CountdownSettings, CountdownTask, countdown_batch
 from deepsearch_jax.data.problems import Problem, ProblemSettings, load_problem_set, split_problems
 from deepsearch_jax.data.prompts import PromptSettings, encode_prompts
 from deepsearch_jax.data.tokenizers import HFTokenizer, Tokenizer
@@ -16,7 +17,7 @@ from deepsearch_jax.data.warm_start import num_warm_start_steps, stage_at, warm_
 from deepsearch_jax.types import TokenBatch
 from deepsearch_jax.verify import VerifySettings, make_scorer
 
-TASKS = ("arithmetic", "math")
+TASKS = ("arithmetic", "countdown", "math")
 CORRECT_FROM = 1.0  # a response with this score or more counts as correct
 
 
@@ -87,16 +88,24 @@ class TaskSettings:
     """Which task, and the settings of each; only the named one is read.
 
     Attributes:
-      name: "arithmetic" (embedded, made by a generator) or "math" (problem files).
+      name: "arithmetic" or "countdown" (embedded, made by a generator) or "math" (problem files).
     """
 
     name: str = "arithmetic"
     arithmetic: ArithmeticSettings = ArithmeticSettings()
+    countdown: CountdownSettings = CountdownSettings()
     math: MathSettings = MathSettings()
 
     def __post_init__(self) -> None:
         if self.name not in TASKS:
             raise ValueError(f"name={self.name!r} is not known; choose one of {', '.join(TASKS)}")
+
+    @property
+    def has_warm_start(self) -> bool:
+        """Whether the task trains supervised before the rounds."""
+        if self.name == "arithmetic":
+            return bool(self.arithmetic.warm_start_stages)
+        return self.name == "countdown" and self.countdown.warm_start_steps > 0
 
 
 class Arithmetic:
@@ -124,6 +133,36 @@ class Arithmetic:
         if step >= num_warm_start_steps(self._settings):
             return None
         return warm_start_batch(self._settings, step), stage_at(self._settings, step).learning_rate
+
+    def close(self) -> None:
+        pass
+
+
+class Countdown:
+    """Numbers to be combined until they give another, every step checked, with a supervised warm start from nothing."""
+
+    def __init__(self, settings: CountdownSettings):
+        self._settings = settings
+        self._task = CountdownTask(settings)
+        self.train_problems = self._task.train_problems
+        self.eval_problems = self._task.heldout_problems
+        self.tokenizer = self._task.tokenizer
+
+    def prompt(self, problem: Problem) -> list[int]:
+        return self.tokenizer.encode(problem.question)
+
+    def score(self, items: Sequence[tuple[Problem, str]]) -> list[Verdict]:
+        return [
+            Verdict(self._task.score(problem, text), self._task.is_answered(problem, text)) for problem, text in items
+        ]
+
+    def statistics(self) -> dict[str, Any]:
+        return {}
+
+    def warm_start(self, step: int) -> tuple[TokenBatch, float] | None:
+        if step >= self._settings.warm_start_steps:
+            return None
+        return countdown_batch(self._settings, step), self._settings.warm_start_learning_rate
 
     def close(self) -> None:
         pass
@@ -177,4 +216,6 @@ def build_task(settings: TaskSettings, model_path: str, seed: int) -> Task:
     """The task of a run. Raises: ValueError for what the task itself complains of, a bad problem file for example."""
     if settings.name == "arithmetic":
         return Arithmetic(settings.arithmetic)
+    if settings.name == "countdown":
+        return Countdown(settings.countdown)
     return MathTask(settings.math, model_path, seed)

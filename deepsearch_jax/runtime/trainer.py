@@ -21,6 +21,7 @@ from deepsearch_jax.data.problems import Problem, fingerprint
 from deepsearch_jax.policy import ModelConfig
 from deepsearch_jax.runtime.alarms import AlarmStop, check_alarms
 from deepsearch_jax.runtime.checkpoints import Checkpoints
+from deepsearch_jax.runtime.compile_cache import CompileCount
 from deepsearch_jax.runtime.confidence import Evidence, entropy_weight, evidence_of
 from deepsearch_jax.runtime.device import problem_keys
 from deepsearch_jax.runtime.evaluate import summarise
@@ -101,6 +102,7 @@ class Trainer:
         self._metrics = make_metrics(workdir, self.position.num_rows)
         self._saved = dataclasses.replace(self.position)
         self._rollout_params: Any = None
+        self._compilations = CompileCount()
 
     def _initial_arrays(self, params: Any, mesh: Mesh | None) -> RunArrays:
         search, cache = self.settings.search, self.settings.cache
@@ -130,7 +132,7 @@ class Trainer:
         try:
             self._warm_start()
             rounds, total = self.settings.rounds, None
-            while self.position.round_index < rounds.num_rounds:
+            while self.position.round_index < rounds.num_rounds and not self._is_over():
                 self._choose_problems()
                 steps = rounds.steps_per_round or self._batches.batches_per_epoch
                 total = total or RemainingTime(
@@ -139,8 +141,11 @@ class Trainer:
                 )  # fmt: skip
                 while self.position.step_in_round < steps:
                     self._evaluate_if_due()
+                    if self._is_over():
+                        break
                     self._step(total)
-                self._end_round()
+                else:
+                    self._end_round()
             self._evaluate_if_due(is_last=True)
             self._save(wait=True)
         except Interrupted as interrupted:
@@ -271,6 +276,7 @@ class Trainer:
         values = {**summarise(groups), "generated_tokens": position.generated_tokens}
         times = self.reporter.take_times()
         position.evaluated_step = position.step
+        position.has_reached = 0 < evaluation.stop_at <= values["pass_at_1"]
         self._write("eval", values, times)
         self.reporter.line(
             f"step {position.step}: held-out pass@1 {values['pass_at_1']:.3f} "
@@ -361,6 +367,11 @@ class Trainer:
         assert drawn is not None
         return drawn, mixed[: rounds.problems_per_step] if is_dapo else drawn.groups
 
+    def _is_over(self) -> bool:
+        """Whether the run ends before its last round does: its budget is spent or its goal reached."""
+        limit = self.settings.rounds.max_generated_tokens
+        return self.position.has_reached or 0 < limit <= self.position.generated_tokens
+
     def _end_round(self) -> None:
         self.position.round_index += 1
         self.position.step_in_round, self.position.is_filtered, self.position.iterator = 0, False, {}
@@ -398,6 +409,7 @@ class Trainer:
 
     def _write(self, kind: str, values: dict[str, Any], times: dict[str, float]) -> None:
         machine = {**times, "peak_memory_gib": peak_memory_gib(), "cpu_seconds": time.process_time()}
+        machine |= self.reporter.take_cpu_times() | {"compilations": self._compilations.take()}
         machine |= {f"task_{name}": value for name, value in self.task.statistics().items()}
         self._metrics.write(kind, self.position.step, values, machine)
         self.position.num_rows = self._metrics.num_rows

@@ -91,6 +91,19 @@ def test_rows_have_exactly_the_documented_names(whole):
     check_rows(written)
 
 
+def test_a_run_ends_at_the_level_asked_for(tmp_path):
+    everything = dataclasses.replace(SETTINGS.rounds, filter_problems=False)
+    evaluation = dataclasses.replace(SETTINGS.evaluation, every_steps=1, num_samples=8, stop_at=0.01)
+    settings = dataclasses.replace(SETTINGS, rounds=everything, evaluation=evaluation)
+    finish(make_trainer(tmp_path, settings))
+    (row,) = rows(tmp_path)  # the parity of a digit is guessed often enough before any step
+    assert (row["kind"], row["step"]) == ("eval", 0)
+    assert 0.01 <= row["pass_at_1"] == sum(row["num_correct"]) / (8 * row["num_problems"])
+    again = finish(make_trainer(tmp_path, settings))
+    assert again.position.has_reached
+    assert len(rows(tmp_path)) == 1
+
+
 def test_on_policy_updates_have_ratio_one(whole):
     trained = [row for row in rows(whole[0]) if row["kind"] == "train" and row["updates"]]
     assert trained

@@ -1,0 +1,1 @@
+"""Fair comparisons of methods: `python -m experiments.compare --suite=NAME --workdir=DIR`, see docs/comparing.md."""

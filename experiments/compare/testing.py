@@ -1,0 +1,100 @@
+"""Test problems: sampled once, at the end, for the chosen runs of each method and for the policy they started from."""
+
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from deepsearch_jax.runtime import build_policy, build_task
+from deepsearch_jax.runtime.interrupt import StopRequest
+from deepsearch_jax.runtime.learning import sampling_params
+from deepsearch_jax.runtime.rollouts import Purpose, Sampler
+from deepsearch_jax.runtime.workdir import write_json
+from experiments.compare.cells import drop_programs, make_start, start_of
+from experiments.compare.statistics import pass_at_k
+from experiments.compare.suite import Cell, settings_of
+
+START = "start"  # in the place of a method: the policy before RL
+TEMPERATURES = (1.0, 0.5, 0.0)  # the last one is greedy, one sample
+
+
+def test_file(workdir: pathlib.Path, setting: str, method: str, seed: int) -> pathlib.Path:
+    return workdir / "test" / setting / method / f"seed-{seed}.json"
+
+
+def sample_test_set(cell: Cell, workdir: pathlib.Path, say: Callable[[str], None], *, before: bool) -> None:
+    """Samples the test problems for a cell's trained policy, or (`before`) for the policy it started from; only once.
+
+    Written is how many of the samples were right, for each problem and temperature. The start gets twice as many at
+    temperature 1: its first half chooses the hard problems, its second half measures them, or the choice itself would
+    make them look harder than they are.
+
+    Raises:
+      ValueError: the setting has no held-out problems behind its validation set.
+    """
+    path = test_file(workdir, cell.setting.name, START if before else cell.method.name, cell.seed)
+    if path.exists():
+        return
+    start = make_start(workdir, cell.setting, cell.seed, say)
+    settings = settings_of(cell.config(start if before else cell.directory(workdir) / "policy"))
+    task = build_task(settings.task, settings.model.path or str(start), settings.seed)
+    try:
+        problems = list(task.eval_problems)[settings.evaluation.num_problems :][: cell.setting.num_test or None]
+        if not problems or not settings.evaluation.num_problems:
+            raise ValueError(
+                f"setting {cell.setting.name} has {len(task.eval_problems)} held-out problems and validates on the "
+                f"first {settings.evaluation.num_problems or 'all'}; none is left to test on"
+            )
+        say(f"test of {cell.setting.name}/{path.parent.name}/seed-{cell.seed}: {len(problems)} problems")
+        model, params = build_policy(settings.model, task, settings.search, settings.seed)
+        sampler = Sampler(
+            task, model, settings.search, settings.rollout, run_key=jax.random.key(settings.seed), mesh=None,
+            check_stop=StopRequest().check, advance=lambda done, detail: None,
+        )  # fmt: skip
+        params = sampling_params(params, settings, model)
+        result: dict[str, Any] = {
+            "sources": [problem.source for problem in problems], "point": cell.point_name, "counts": {},
+        }  # fmt: skip
+        for number, temperature in enumerate(TEMPERATURES):
+            samples = cell.suite.test_samples if temperature else 1
+            parts = 2 if before and number == 0 else 1
+            for part in range(parts):
+                groups = sampler.direct(
+                    params, problems, samples, Purpose.EVALUATION, (1 + part, number), temperature=temperature
+                )
+                counts = [group.num_correct for group in groups]
+                name = "selection" if part < parts - 1 else f"{temperature:g}"
+                result["counts"][name] = {"samples": samples, "correct": counts}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, result)
+    finally:
+        task.close()
+    drop_programs()
+
+
+def rates(result: dict[str, Any], name: str = "1") -> np.ndarray:
+    """[P] share of right samples at a temperature."""
+    counts = result["counts"][name]
+    return np.asarray(counts["correct"], float) / counts["samples"]
+
+
+def read_test(workdir: pathlib.Path, setting: str, method: str, seed: int) -> dict[str, Any] | None:
+    path = test_file(workdir, setting, method, seed)
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def hard_problems(start: dict[str, Any]) -> np.ndarray:
+    """[P] bool: problems of which the start solved none in the samples kept apart for this choice."""
+    return np.asarray(start["counts"]["selection"]["correct"]) == 0
+
+
+def pass_at(result: dict[str, Any], k: int, chosen: np.ndarray) -> np.ndarray:
+    """Unbiased pass@k at temperature 1 of the chosen problems."""
+    counts = result["counts"]["1"]
+    return pass_at_k(counts["samples"], np.asarray(counts["correct"])[chosen], k)
+
+
+__all__ = ["START", "hard_problems", "pass_at", "rates", "read_test", "sample_test_set", "start_of", "test_file"]

@@ -1,0 +1,1 @@
+"""Suites of `python -m experiments.compare`: one file each, with get_suite()."""

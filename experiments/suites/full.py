@@ -1,0 +1,19 @@
+"""Three hours on two cores (--jobs=2): every method tuned over the same grid on two seeds, then five seeds each."""
+
+from experiments.compare.suite import Suite
+from experiments.suites.methods import DAPO, DEEPSEARCH, GRPO
+
+
+def get_suite() -> Suite:
+    return Suite(
+        name="full",
+        title="DeepSearch against tuned baselines in every small setting.",
+        settings=("sparse", "plateau", "moderate", "saturated", "countdown"),
+        methods=(DEEPSEARCH, GRPO, DAPO),
+        ours="deepsearch",
+        grid={"optimizer.learning_rate": (3e-4, 6e-4), "rollout.temperature": (0.7, 1.0)},
+        grid_seeds=(0, 1),
+        seeds=(0, 1, 2, 3, 4),
+        levels=(0.1, 0.3, 0.5, 0.7),
+        overrides={"rounds.steps_per_round": 50, "rounds.max_generated_tokens": 400_000},
+    )

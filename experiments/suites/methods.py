@@ -1,0 +1,21 @@
+"""Methods that several suites compare."""
+
+from experiments.compare.suite import Method
+
+_DIRECT = {"method": "grpo", "advantage.level": "outcome", "advantage.normalisation": "mean_std"}
+
+# Groups whose rewards are all equal are left out of every method's update (advantage.drop_uniform).
+GRPO = Method("grpo", _DIRECT, is_baseline=True)
+DAPO = Method("dapo", {**_DIRECT, "method": "dapo", "rounds.dynamic_sampling_batches": 8}, is_baseline=True)
+
+_LAZY = {"search.expansion": "lazy", "search.picks_per_step": 2}
+_PATH = {"search.frontier_entropy": "path", "search.frontier_entropy_weight": -10.0}
+_OWN = {"search.frontier_entropy": "own", "search.frontier_entropy_weight": -3.0}
+
+# Confident prefixes first, deep ones preferred: best of the pilot study where the policy's mode is right.
+DEEPSEARCH = Method("deepsearch", {**_LAZY, **_PATH, "search.frontier_depth_weight": 0.5})
+EAGER = Method("eager", {**_OWN})
+EAGER_PATH = Method("eager path", {**_PATH, "search.frontier_depth_weight": 0.5})
+# No opinion on whether a confident prefix is a right one, and a small preference of what was unlikely.
+NEUTRAL = Method("neutral", {"search.frontier_entropy_weight": 0.0})
+UNLIKELY = Method("unlikely", {"search.frontier_entropy_weight": 1.0})
