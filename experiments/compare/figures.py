@@ -9,6 +9,7 @@ import numpy as np
 matplotlib.use("Agg")  # no display needed
 
 from matplotlib import pyplot  # after the choice of the backend
+from matplotlib.ticker import EngFormatter
 
 AXES = {"generated_tokens": "generated tokens", "cpu_seconds": "CPU seconds", "steps": "training steps"}
 
@@ -32,6 +33,7 @@ def draw(path: pathlib.Path, results: dict[str, Any]) -> None:
             for level in results["levels"]:
                 axis.axhline(level, color="gray", alpha=0.3, linewidth=0.6)
             axis.set_xlabel(label)
+            axis.xaxis.set_major_formatter(EngFormatter(sep=""))
             axis.set_ylabel("validation pass@1")
             axis.set_title(name)
         row[0].legend(fontsize=8)

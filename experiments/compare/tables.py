@@ -88,7 +88,8 @@ def _ratios(found: dict[str, Any], results: dict[str, Any]) -> list[str]:
             row.append(f"{estimate(entries[index]['ratio'], digits=2)} ({entries[index]['baseline']})")
         rows.append(row)
     head = ["level", *(_SHORT[cost] for cost in COSTS)]
-    text = (f"Cost of the best tuned baseline over that of `{results['ours']}`, in pairs by seed (above 1: "
+    best = "best tuned baseline" if results["grid"] else "best baseline (nothing is tuned in this suite)"
+    text = (f"Cost of the {best} over that of `{results['ours']}`, in pairs by seed (above 1: "
             "ours is cheaper; ∞: only ours reaches the level, 0: only the baseline):")  # fmt: skip
     return [text, "", *table(head, rows)]
 
