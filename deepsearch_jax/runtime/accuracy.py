@@ -12,10 +12,10 @@ def pass_at_k(num_correct: np.ndarray, num_samples: int, k: int) -> np.ndarray:
 
     Of n samples c are correct (Chen et al., arXiv 2107.03374, equation 1).
     Args:
-      num_correct: [N] int, 0..num_samples.
+      num_correct: [...] int, 0..num_samples.
       num_samples: n.
       k: 1..n.
-    Returns: [N] float64.
+    Returns: [...] float64.
     Raises:
       ValueError: k is not in 1..n.
     """
@@ -23,9 +23,8 @@ def pass_at_k(num_correct: np.ndarray, num_samples: int, k: int) -> np.ndarray:
         raise ValueError(f"pass@k needs k={k} to be between 1 and the {num_samples} samples a problem has")
     wrong = num_samples - np.asarray(num_correct, np.float64)
     # A product of k factors (n - c - i) / (n - i): the binomials themselves overflow.
-    i = np.arange(k)[None]
-    factors = np.maximum(wrong[:, None] - i, 0) / (num_samples - i)
-    return 1 - np.prod(factors, axis=1)
+    i = np.arange(k)
+    return 1 - np.prod(np.maximum(wrong[..., None] - i, 0) / (num_samples - i), axis=-1)
 
 
 def powers_up_to(num_samples: int) -> list[int]:

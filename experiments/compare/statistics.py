@@ -1,4 +1,4 @@
-"""The arithmetic of a comparison: pass@k, cost to reach a level, bootstrap intervals over seeds and problems."""
+"""The arithmetic of a comparison: cost to reach a level, bootstrap intervals over seeds and problems."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -27,22 +27,6 @@ class Curve(NamedTuple):
 
     cost: np.ndarray
     rates: np.ndarray
-
-
-def pass_at_k(num_samples: int, num_correct: np.ndarray, k: int) -> np.ndarray:
-    """Chance that k of n samples hold a right one: 1 - C(n-c, k) / C(n, k), unbiased (arXiv 2107.03374).
-
-    Args:
-      num_correct: [...] c of each problem.
-    Raises:
-      ValueError: k is not in [1, n].
-    """
-    if not 1 <= k <= num_samples:
-        raise ValueError(f"k={k} must lie in [1, {num_samples}], the number of samples; ask for more samples")
-    num_correct = np.asarray(num_correct)
-    # C(n-c, k) / C(n, k) as a product of k small ratios; it passes zero where fewer than k samples are wrong.
-    wrong = num_samples - num_correct[..., None] - np.arange(k)
-    return 1.0 - np.prod(np.maximum(wrong, 0) / (num_samples - np.arange(k)), axis=-1)
 
 
 def cost_to_reach(cost: np.ndarray, accuracy: np.ndarray, level: float) -> float:

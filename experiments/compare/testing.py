@@ -9,12 +9,12 @@ import jax
 import numpy as np
 
 from deepsearch_jax.runtime import build_policy, build_task
+from deepsearch_jax.runtime.accuracy import pass_at_k
 from deepsearch_jax.runtime.interrupt import StopRequest
 from deepsearch_jax.runtime.learning import sampling_params
 from deepsearch_jax.runtime.rollouts import Purpose, Sampler
 from deepsearch_jax.runtime.workdir import write_json
 from experiments.compare.cells import drop_programs, make_start, start_of
-from experiments.compare.statistics import pass_at_k
 from experiments.compare.suite import Cell, settings_of
 
 START = "start"  # in the place of a method: the policy before RL
@@ -94,7 +94,7 @@ def hard_problems(start: dict[str, Any]) -> np.ndarray:
 def pass_at(result: dict[str, Any], k: int, chosen: np.ndarray) -> np.ndarray:
     """Unbiased pass@k at temperature 1 of the chosen problems."""
     counts = result["counts"]["1"]
-    return pass_at_k(counts["samples"], np.asarray(counts["correct"])[chosen], k)
+    return pass_at_k(np.asarray(counts["correct"])[chosen], counts["samples"], k)
 
 
 __all__ = ["START", "hard_problems", "pass_at", "rates", "read_test", "sample_test_set", "start_of", "test_file"]

@@ -1,6 +1,5 @@
 """Against enumerations, hand numbers and textbook intervals."""
 
-import itertools
 import math
 
 import numpy as np
@@ -14,25 +13,10 @@ from experiments.compare.statistics import (
     difference_estimate,
     mean_estimate,
     median,
-    pass_at_k,
     ratio_estimate,
 )
 
 INF = math.inf
-
-
-@pytest.mark.parametrize("n", [1, 4, 6])
-def test_pass_at_k_is_the_share_of_subsets_with_a_right_sample(n):
-    for c, k in itertools.product(range(n + 1), range(1, n + 1)):
-        samples = [i < c for i in range(n)]
-        share = np.mean([any(subset) for subset in itertools.combinations(samples, k)])
-        assert pass_at_k(n, np.array(c), k) == pytest.approx(share)
-
-
-def test_pass_at_k_of_many_problems_and_of_too_few_samples():
-    np.testing.assert_allclose(pass_at_k(4, np.array([0, 1, 4]), 2), [0, 0.5, 1])
-    with pytest.raises(ValueError, match=r"k=5 must lie in \[1, 4\]"):
-        pass_at_k(4, np.array([0]), 5)
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,10 @@ def test_pass_at_k_of_many_samples_does_not_overflow():
     np.testing.assert_allclose(pass_at_k(np.array([1]), 1000, 500), [0.5], rtol=1e-12)
 
 
+def test_pass_at_k_of_problems_in_any_shape():
+    np.testing.assert_allclose(pass_at_k(np.array([[0, 1], [4, 2]]), 4, 2), [[0, 1 / 2], [1, 5 / 6]])
+
+
 @pytest.mark.parametrize("k", [0, 5])
 def test_pass_at_k_of_more_than_there_are_is_refused(k):
     with pytest.raises(ValueError, match=f"k={k} to be between 1 and the 4 samples"):
