@@ -1,7 +1,7 @@
 """The paper's Tables 3 to 6 and the project's own switches, each against `eager` (sparse setting) on five seeds."""
 
 from experiments.compare.suite import Method, Overrides, Suite
-from experiments.suites.methods import DAPO, DEEPSEARCH, EAGER, EAGER_PATH, GRPO
+from experiments.suites.methods import ADAPTIVE, DAPO, DEEPSEARCH, EAGER, EAGER_PATH, GRPO
 
 # Table 6: five rounds, each on what is still hard, with the cache kept between them.
 _ROUNDS = {
@@ -21,7 +21,7 @@ def get_suite() -> Suite:
         settings=("sparse",),
         ours="eager",
         methods=(
-            EAGER, DEEPSEARCH, EAGER_PATH, GRPO, DAPO,
+            EAGER, ADAPTIVE, DEEPSEARCH, EAGER_PATH, GRPO, DAPO,
             # Table 3: selection.
             _changed("uct", {"search.backtrace": "uct", "search.force_to_frontier": False}),
             _changed("depth log", {"search.depth_bonus": "log"}),

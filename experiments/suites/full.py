@@ -1,7 +1,7 @@
 """Three hours on two cores (--jobs=2): every method tuned over the same grid on two seeds, then five seeds each."""
 
 from experiments.compare.suite import Suite
-from experiments.suites.methods import DAPO, DEEPSEARCH, GRPO
+from experiments.suites.methods import ADAPTIVE, DAPO, GRPO
 
 
 def get_suite() -> Suite:
@@ -9,8 +9,8 @@ def get_suite() -> Suite:
         name="full",
         title="DeepSearch against tuned baselines in every small setting.",
         settings=("sparse", "plateau", "moderate", "saturated", "countdown"),
-        methods=(DEEPSEARCH, GRPO, DAPO),
-        ours="deepsearch",
+        methods=(ADAPTIVE, GRPO, DAPO),
+        ours="adaptive",
         grid={"optimizer.learning_rate": (3e-4, 6e-4), "rollout.temperature": (0.7, 1.0)},
         grid_seeds=(0, 1),
         seeds=(0, 1, 2, 3, 4),

@@ -14,6 +14,15 @@ _OWN = {"search.frontier_entropy": "own", "search.frontier_entropy_weight": -3.0
 
 # Confident prefixes first, deep ones preferred: best of the pilot study where the policy's mode is right.
 DEEPSEARCH = Method("deepsearch", {**_LAZY, **_PATH, "search.frontier_depth_weight": 0.5})
+# Direct samples first, a tree where all of them are wrong, and the data choose the sign of confidence: the values of
+# `presets.set_adaptive`.
+ADAPTIVE = Method(
+    "adaptive",
+    {
+        "rounds.search_when": "no_signal", "rounds.filter_problems": False, "search.confidence": "adaptive",
+        "search.frontier_entropy": "path", "search.frontier_entropy_weight": 0.0, "advantage.drop_uniform": True,
+    },
+)  # fmt: skip
 EAGER = Method("eager", {**_OWN})
 EAGER_PATH = Method("eager path", {**_PATH, "search.frontier_depth_weight": 0.5})
 # No opinion on whether a confident prefix is a right one, and a small preference of what was unlikely.

@@ -1,5 +1,6 @@
 """Against enumerations, hand numbers and textbook intervals."""
 
+import itertools
 import math
 
 import numpy as np

@@ -6,6 +6,7 @@ import math
 
 import pytest
 
+from deepsearch_jax.config import differing_keys
 from experiments.compare import results, testing
 from experiments.compare.__main__ import main
 from experiments.compare.cells import FINISHED, comparable, is_finished
@@ -21,7 +22,10 @@ from experiments.compare.suite import (
     suite_in,
     write_suite,
 )
+from experiments.configs import quickstart
+from experiments.presets import set_adaptive
 from experiments.settings import all_settings
+from experiments.suites.methods import ADAPTIVE
 from tests.compare.test_measure import eval_row, train_row, write_run
 from tests.compare.tiny_suite import get_suite
 
@@ -157,3 +161,11 @@ def test_report_of_unfinished_runs_says_what_is_missing(tmp_path, monkeypatch):
     # 50 tokens against 100: .5 of 1.0 after half a step of 100.
     (ratio,) = found["settings"]["tiny"]["ratios"]["generated_tokens"]
     assert ratio == {"level": 0.5, "baseline": "grpo", "ratio": (2.0, 2.0, 2.0)}
+
+
+def test_the_adaptive_method_of_the_suites_is_the_preset():
+    plain, preset, method = quickstart.get_config(), quickstart.get_config(), quickstart.get_config()
+    set_adaptive(preset)
+    method.update_from_flattened_dict(ADAPTIVE.overrides)
+    assert differing_keys(preset.to_dict(), plain.to_dict())
+    assert differing_keys(preset.to_dict(), method.to_dict()) == []
