@@ -89,7 +89,7 @@ def test_the_planned_search_is_that_of_the_sampler():
         check_stop=lambda: None, advance=lambda done, detail: None,
     )  # fmt: skip
     program, slots, batches, _ = search_program(settings, model, 1, find_chip("cpu"), prompt, 1e9, None)
-    assert program._replace(path_bucket=0) == sampler._search_program()
+    assert program._replace(path_bucket=0) == sampler._search_program(settings.search)
     assert (slots, batches) == (64, 1)
     assert program.path_bucket == sampler._path_bucket(settings.search.max_depth)
     with pytest.raises(ValueError, match="num_slots=64 cannot be shared by 5 devices; the next size that fits is 65"):

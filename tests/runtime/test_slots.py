@@ -159,7 +159,8 @@ def test_pages_by_hand(policy):
     assert pool_pages(model, EAGER, 4, num_batches=2, pool_gib=10 * page_bytes(model, 3) / 2**30) == 5
     assert pool_pages(model, EAGER, 4) == 4 * EAGER.capacity  # the small model fits whole
     size = sum(leaf.size for leaf in jax.tree.leaves(policy[1]))
-    assert training_bytes(model) == size * 4 * 5  # weights, gradients, two moments, a copy for decoding
+    # Weights, gradients, two moments, a copy for decoding; five counters of the state.
+    assert training_bytes(model) == size * 4 * 5 + 5 * 4
     parts = decode_bytes(
         model, num_slots=4, num_rows=8, num_samples=2, segment_length=3, prompt_length=8, path_bucket=5, num_pages=10
     )
