@@ -1,6 +1,5 @@
 """Two processes train together what one trains alone; one that is killed ends the other, and both go on again."""
 
-import json
 import os
 import pathlib
 import signal
@@ -56,9 +55,10 @@ def rows(workdir):
     return [{k: v for k, v in row.items() if k != MACHINE_KEY} for row in read_rows(workdir / "metrics.jsonl")]
 
 
-def wait_for_a_step(workdir, process):
+def wait_for(kind, workdir, process):
+    """Until the metrics have a row of this kind."""
     metrics, deadline = workdir / "metrics.jsonl", time.monotonic() + 300
-    while not (metrics.exists() and any(json.loads(line)["kind"] == "train" for line in metrics.open())):
+    while not any(row["kind"] == kind for row in read_rows(metrics)):
         assert time.monotonic() < deadline
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.1)
@@ -85,9 +85,9 @@ def test_two_processes_train_what_one_does_and_survive_a_kill(tmp_path):
 
     slow = (*steps, "--config.checkpoint.every_steps=1")
     first, second = start(tmp_path, tmp_path / "killed", 2, *slow)
-    wait_for_a_step(tmp_path / "killed", first)
+    wait_for("train", tmp_path / "killed", first)
     second.send_signal(signal.SIGKILL)
-    second.wait()
+    second.communicate()
     output = first.communicate(timeout=180)[0]
     assert first.returncode != 0
     assert "another process of this run" in output or "distributed service" in output, output
@@ -95,7 +95,7 @@ def test_two_processes_train_what_one_does_and_survive_a_kill(tmp_path):
     assert_same_rows(tmp_path / "killed", tmp_path / "one")
 
     stopped = start(tmp_path, tmp_path / "stopped", 2, *slow)
-    wait_for_a_step(tmp_path / "stopped", stopped[0])
+    wait_for("eval", tmp_path / "stopped", stopped[0])  # the first step then has programs to compile
     stopped[1].send_signal(signal.SIGTERM)  # the one that does not write
     outputs = finish(stopped)
     assert "the same command goes on" in outputs[0]
