@@ -108,18 +108,14 @@ class TaskSettings:
         return self.name == "countdown" and self.countdown.warm_start_steps > 0
 
 
-class Arithmetic:
-    """Chains of additions and subtractions, every step checked, with a supervised warm start from nothing."""
+class _GeneratedTask:
+    """Problems made by a generator, every step of a response checked, with a supervised warm start from nothing."""
 
-    def __init__(self, settings: ArithmeticSettings):
-        self._settings = settings
-        self._task = ArithmeticTask(settings)
-        self.train_problems = self._task.train_problems
-        self.eval_problems = self._task.heldout_problems
-        self.tokenizer = self._task.tokenizer
-
-    def prompt(self, problem: Problem) -> list[int]:
-        return self.tokenizer.encode(self._task.render(problem))
+    def __init__(self, task: ArithmeticTask | CountdownTask):
+        self._task = task
+        self.train_problems = task.train_problems
+        self.eval_problems = task.heldout_problems
+        self.tokenizer = task.tokenizer
 
     def score(self, items: Sequence[tuple[Problem, str]]) -> list[Verdict]:
         return [
@@ -128,44 +124,41 @@ class Arithmetic:
 
     def statistics(self) -> dict[str, Any]:
         return {}
+
+    def close(self) -> None:
+        pass
+
+
+class Arithmetic(_GeneratedTask):
+    """Chains of additions and subtractions."""
+
+    def __init__(self, settings: ArithmeticSettings):
+        self._settings, self._chains = settings, ArithmeticTask(settings)
+        super().__init__(self._chains)
+
+    def prompt(self, problem: Problem) -> list[int]:
+        return self.tokenizer.encode(self._chains.render(problem))
 
     def warm_start(self, step: int) -> tuple[TokenBatch, float] | None:
         if step >= num_warm_start_steps(self._settings):
             return None
         return warm_start_batch(self._settings, step), stage_at(self._settings, step).learning_rate
 
-    def close(self) -> None:
-        pass
 
-
-class Countdown:
-    """Numbers to be combined until they give another, every step checked, with a supervised warm start from nothing."""
+class Countdown(_GeneratedTask):
+    """Numbers to be combined until they give another."""
 
     def __init__(self, settings: CountdownSettings):
         self._settings = settings
-        self._task = CountdownTask(settings)
-        self.train_problems = self._task.train_problems
-        self.eval_problems = self._task.heldout_problems
-        self.tokenizer = self._task.tokenizer
+        super().__init__(CountdownTask(settings))
 
     def prompt(self, problem: Problem) -> list[int]:
         return self.tokenizer.encode(problem.question)
-
-    def score(self, items: Sequence[tuple[Problem, str]]) -> list[Verdict]:
-        return [
-            Verdict(self._task.score(problem, text), self._task.is_answered(problem, text)) for problem, text in items
-        ]
-
-    def statistics(self) -> dict[str, Any]:
-        return {}
 
     def warm_start(self, step: int) -> tuple[TokenBatch, float] | None:
         if step >= self._settings.warm_start_steps:
             return None
         return countdown_batch(self._settings, step), self._settings.warm_start_learning_rate
-
-    def close(self) -> None:
-        pass
 
 
 class MathTask:

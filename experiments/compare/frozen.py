@@ -7,19 +7,17 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import numpy as np
 
-from deepsearch_jax.runtime import build_policy, build_task
+from deepsearch_jax.runtime import build_task
 from deepsearch_jax.runtime.compile_cache import CompileCount
-from deepsearch_jax.runtime.interrupt import StopRequest
-from deepsearch_jax.runtime.learning import sampling_params
 from deepsearch_jax.runtime.responses import Group, SearchStatistics
-from deepsearch_jax.runtime.rollouts import Purpose, Sampler
+from deepsearch_jax.runtime.rollouts import Purpose
 from deepsearch_jax.runtime.workdir import write_json
 from deepsearch_jax.types import Outcome
 from experiments.compare import statistics
 from experiments.compare.cells import FINISHED, comparable, drop_programs, make_start
+from experiments.compare.sampling import frozen_sampler
 from experiments.compare.statistics import Estimate
 from experiments.compare.suite import Cell, Suite, settings_of
 
@@ -34,12 +32,7 @@ def run_frozen(cell: Cell, workdir: pathlib.Path, say: Callable[[str], None]) ->
     settings = dataclasses.replace(settings, rollout=dataclasses.replace(settings.rollout, num_slots=NUM_PROBLEMS))
     task = build_task(settings.task, settings.model.path, settings.seed)
     try:
-        model, params = build_policy(settings.model, task, settings.search, settings.seed)
-        sampler = Sampler(
-            task, model, settings.search, settings.rollout, run_key=jax.random.key(settings.seed), mesh=None,
-            check_stop=StopRequest().check, advance=lambda done, detail: None,
-        )  # fmt: skip
-        params = sampling_params(params, settings, model)
+        sampler, params = frozen_sampler(settings, task)
         problems = list(task.train_problems)[:NUM_PROBLEMS]
         rows = []
         for repeat in range(_REPEATS):

@@ -5,16 +5,14 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import numpy as np
 
-from deepsearch_jax.runtime import build_policy, build_task
+from deepsearch_jax.runtime import build_task
 from deepsearch_jax.runtime.accuracy import pass_at_k
-from deepsearch_jax.runtime.interrupt import StopRequest
-from deepsearch_jax.runtime.learning import sampling_params
-from deepsearch_jax.runtime.rollouts import Purpose, Sampler
+from deepsearch_jax.runtime.rollouts import Purpose
 from deepsearch_jax.runtime.workdir import write_json
 from experiments.compare.cells import drop_programs, make_start, start_of
+from experiments.compare.sampling import frozen_sampler
 from experiments.compare.suite import Cell, settings_of
 
 START = "start"  # in the place of a method: the policy before RL
@@ -49,12 +47,7 @@ def sample_test_set(cell: Cell, workdir: pathlib.Path, say: Callable[[str], None
                 f"first {settings.evaluation.num_problems or 'all'}; none is left to test on"
             )
         say(f"test of {cell.setting.name}/{path.parent.name}/seed-{cell.seed}: {len(problems)} problems")
-        model, params = build_policy(settings.model, task, settings.search, settings.seed)
-        sampler = Sampler(
-            task, model, settings.search, settings.rollout, run_key=jax.random.key(settings.seed), mesh=None,
-            check_stop=StopRequest().check, advance=lambda done, detail: None,
-        )  # fmt: skip
-        params = sampling_params(params, settings, model)
+        sampler, params = frozen_sampler(settings, task)
         result: dict[str, Any] = {
             "sources": [problem.source for problem in problems], "point": cell.point_name, "counts": {},
         }  # fmt: skip
