@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from deepsearch_jax.runtime.accuracy import bootstrap_interval
 from deepsearch_jax.runtime.rollouts import Group
 from deepsearch_jax.types import Outcome
 
@@ -44,16 +45,15 @@ def summarise(groups: Sequence[Group]) -> dict[str, Any]:
     """pass@1 (mean share of correct samples) with its 95 % interval, pass@k (problems with one), pass@1 by source."""
     correct = np.array([[r.outcome == Outcome.CORRECT for r in group.responses] for group in groups], float)
     rates, solved = correct.mean(axis=1), correct.max(axis=1)
-    rows = np.random.default_rng(0).integers(len(groups), size=(_BOOTSTRAP_DRAWS, len(groups)))
-    low, high = np.quantile(rates[rows].mean(axis=1), [0.025, 0.975])
+    low, high = bootstrap_interval(rates, _BOOTSTRAP_DRAWS)
     by_source: dict[str, list[float]] = {}
     for group, rate in zip(groups, rates, strict=True):
         by_source.setdefault(group.problem.source, []).append(rate)
     lengths = [len(response.tokens) for group in groups for response in group.responses]
     return {
         "pass_at_1": float(rates.mean()),
-        "pass_at_1_low": float(low),
-        "pass_at_1_high": float(high),
+        "pass_at_1_low": low,
+        "pass_at_1_high": high,
         f"pass_at_{correct.shape[1]}": float(solved.mean()),
         "response_length": float(np.mean(lengths)),
         "num_problems": len(groups),

@@ -57,8 +57,11 @@ class Workdir:
             self._lock.close()
             raise ValueError(f"workdir {self.path} is in use by another run; stop that one or choose another") from None
 
-    def check_config(self, config: dict[str, Any]) -> None:
+    def check_config(self, config: dict[str, Any], free_keys: tuple[str, ...] = FREE_KEYS) -> None:
         """Checks that the config is that of the run being resumed, if there is one.
+
+        Args:
+          free_keys: beginnings of the dotted names that may differ.
 
         Raises:
           ValueError: the workdir belongs to another config; the message lists the keys that differ.
@@ -67,7 +70,7 @@ class Workdir:
         path = self.path / "config.json"
         if path.exists():
             saved = json.loads(path.read_text())
-            differing = [key for key in differing_keys(saved, wanted) if not key.split(":")[0].startswith(FREE_KEYS)]
+            differing = [key for key in differing_keys(saved, wanted) if not key.split(":")[0].startswith(free_keys)]
             if differing:
                 raise ValueError(
                     f"workdir {self.path} holds a run of another config; choose another workdir or undo these changes: "
