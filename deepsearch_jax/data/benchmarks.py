@@ -67,7 +67,7 @@ def _fetch(name: str, repository: str, pattern: str) -> tuple[str, ...]:
 
     try:
         folder = pathlib.Path(snapshot_download(repository, repo_type="dataset", allow_patterns=[pattern]))
-    except Exception as error:  # the hub's own errors, and those of requests below them
+    except (OSError, ValueError) as error:  # what the hub raises: no network, no such dataset, not a name
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
             f"benchmark {name!r} is not in the data folder and the dataset {repository} could not be fetched "

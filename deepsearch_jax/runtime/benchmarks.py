@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from deepsearch_jax.config import differing_keys
 from deepsearch_jax.data.benchmarks import benchmark_paths, label
 from deepsearch_jax.data.problems import Problem, ProblemSettings
 from deepsearch_jax.data.prompts import PromptSettings
@@ -35,7 +34,10 @@ from deepsearch_jax.types import Outcome
 from deepsearch_jax.verify import VerifySettings, final_answer
 
 METHODS = ("direct", "search")
-_CHUNKS_AT_ONCE = 4  # fillings of the slots between two writes; their verdicts and decoding overlap
+# Fillings of the slots between two writes: a kill loses no more. Trees flow through the slots until the last has ended.
+_FILLINGS = {"direct": 1, "search": 4}
+# Another list of sets is welcome in the same workdir: those that are there are not sampled again.
+_FREE_KEYS = ("benchmarks", "data", "num_devices", "compile_cache", "verify.num_workers", "rollout.num_slots")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +131,7 @@ def evaluate_benchmarks(
     stop, place = StopRequest(), Workdir(workdir)
     stop.install()
     try:
-        _check_config(place, config)
+        place.check_config(config, _FREE_KEYS)
         enable_compile_cache(settings.compile_cache)
         paths = {name: benchmark_paths(name, settings.data) for name in settings.benchmarks}
         (place.path / "samples").mkdir(exist_ok=True)
@@ -159,21 +161,6 @@ def evaluate_benchmarks(
     finally:
         stop.restore()
         place.close()
-
-
-def _check_config(place: Workdir, config: dict[str, Any]) -> None:
-    """Another list of sets is welcome in the same workdir: those that are there are not sampled again."""
-    path = place.path / "config.json"
-    if not path.exists():
-        return
-    saved, wanted = json.loads(path.read_text()), json.loads(json.dumps(config))
-    free = ("benchmarks", "data", "num_devices", "compile_cache", "verify.num_workers", "rollout.num_slots")
-    differing = [key for key in differing_keys(saved, wanted) if not key.split(":")[0].startswith(free)]
-    if differing:
-        raise ValueError(
-            f"workdir {place.path} holds an evaluation with other settings; choose another workdir or undo these "
-            f"changes: {'; '.join(differing)}"
-        )
 
 
 def _load(settings: BenchmarkSettings, task: Task) -> tuple[Any, Any]:
@@ -210,8 +197,9 @@ def _evaluate(
         sampler.check_fits(settings.max_length)
     remaining, before = RemainingTime(len(left), 0), _counts(task)
     _truncate_to_lines(path)
+    at_once = settings.rollout.num_slots * _FILLINGS[settings.method]
     with open(path, "a", encoding="utf-8") as file:
-        for number, some in enumerate(chunks(left, settings.rollout.num_slots * _CHUNKS_AT_ONCE), start=1):
+        for number, some in enumerate(chunks(left, at_once), start=1):
             stop.check()
             tokens = sampler.generated_tokens
             with reporter.phase(name, len(some)):
@@ -231,7 +219,7 @@ def _evaluate(
             os.fsync(file.fileno())
             rows += new
             seconds = sum(reporter.take_times().values())
-            finished = min(number * settings.rollout.num_slots * _CHUNKS_AT_ONCE, len(left))
+            finished = min(number * at_once, len(left))
             reporter.line(
                 f"{name}: {len(done) + finished}/{len(task.train_problems)}, so far avg {_average(rows):.3f}, "
                 f"{new[-1]['generated_tokens'] / max(seconds, 1e-9):.0f} tokens/s, {remaining.text(finished)} left"

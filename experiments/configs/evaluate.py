@@ -38,5 +38,4 @@ def get_config(variant: str = "paper") -> ConfigDict:
         config.search.max_depth = 64
         config.search.capacity = 2049
         config.search.token_budget = 32 * 8192
-        config.search.frontier_entropy = "path"
     return config

@@ -13,7 +13,7 @@ from deepsearch_jax.data.benchmarks import BENCHMARKS, benchmark_paths, label
 from deepsearch_jax.data.problems import load_problems
 from deepsearch_jax.policy import ModelConfig, init_params, save_pretrained
 from deepsearch_jax.runtime import BenchmarkSettings, evaluate_benchmarks
-from deepsearch_jax.runtime.benchmark_report import PAPER, summarise, write_results
+from deepsearch_jax.runtime.benchmark_report import PAPER, print_results, summarise, write_results
 from deepsearch_jax.runtime.metrics import read_rows
 from deepsearch_jax.runtime.progress import Reporter
 from deepsearch_jax.runtime.rollout_settings import RolloutSettings
@@ -69,7 +69,8 @@ def test_an_evaluation_goes_on_where_it_was_killed(policy_directory, problem_fil
     evaluate(settings, tmp_path / "killed")
     path = tmp_path / "killed/samples/sums.jsonl"
     content = path.read_text().splitlines(keepends=True)
-    path.write_text(content[0] + content[1] + content[2][:20])  # killed while the third row was written
+    third = [number for number, line in enumerate(content) if '"problem"' in line][2]
+    path.write_text("".join(content[:third]) + content[third][:20])  # killed while its row was written
     again, told = evaluate(settings, tmp_path / "killed")
     found = [row for row in read_rows(path) if row["kind"] == "problem"]
     assert "6 problems, 2 of them done" in told
@@ -141,6 +142,22 @@ def test_the_table_has_the_papers_numbers(tmp_path):
     assert lines[4].startswith("| aime24 | 1 | 1 | 100.00 [100.0, 100.0] | @1 100.0 |")
     assert lines[4].endswith("| 51.77 | 53.65 |")
     assert lines[5].endswith("| 0 |  |  |")
+
+
+def test_the_table_fits_into_a_terminal():
+    row = {
+        "kind": "problem",
+        "correct": [1] * 32,
+        "answers": ["4"] * 32,
+        "lengths": [16384] * 32,
+        "truncated": [1] * 32,
+    }
+    batch = {"kind": "batch", "generated_tokens": 3, "timeouts": 0, "errors": 0}
+    output = io.StringIO()
+    print_results(Console(file=output, width=80), {"olympiadbench": summarise([row, batch])})
+    (line,) = [line for line in output.getvalue().splitlines() if "olympiadbench" in line]
+    cells = ["olympiadbench", "100.00", "[100.0,", "100.0]", "@32", "100.0", "100.00", "16384", "100.0", "%"]
+    assert line.split() == [*cells, "64.69", "65.72"]
 
 
 def test_all_named_sets_load(shared_dir):
