@@ -32,13 +32,12 @@ from deepsearch_jax.runtime.memory import settle_pool
 from deepsearch_jax.runtime.metrics import MetricsWriter, SilentMetrics
 from deepsearch_jax.runtime.processes import SharedSampler, is_first, rollout_share
 from deepsearch_jax.runtime.progress import RemainingTime, Reporter, peak_memory_gib
+from deepsearch_jax.runtime.rollout_metrics import rollout_metrics
 from deepsearch_jax.runtime.rollout_step import StepRollouts, sample_step
 from deepsearch_jax.runtime.rollouts import Group, Purpose, Sampler
 from deepsearch_jax.runtime.settings import RunSettings
-from deepsearch_jax.runtime.slots import SlotStatistics
 from deepsearch_jax.runtime.state import Position, RunArrays
 from deepsearch_jax.runtime.tasks import Task
-from deepsearch_jax.types import Outcome
 
 _WARM_START_CHUNK = 50  # supervised steps between two looks at the clock and at stop requests
 _WARM_START_PER_STEP = 50  # supervised steps that count as one training step for checkpoint.every_steps
@@ -301,7 +300,7 @@ class Trainer:
         position.generated_tokens = self._sampler.generated_tokens
         position.trained_tokens += int(learned["trained_tokens"])
         values = {
-            **_rollout_metrics(drawn),
+            **rollout_metrics(drawn),
             **length_metrics(drawn.groups, self._sampler.model_eos, self.settings.rollout.stop_strings),
             **learned,
             "drawn_groups": len(drawn.groups),
@@ -455,42 +454,3 @@ def _like(restored: Any, like: jax.Array) -> jax.Array:
 def _forget(cache: SolutionCache, problem_ids: jax.Array) -> SolutionCache:
     """Removes problems that are not hard any more (Eq. 10)."""
     return jax.lax.scan(lambda carry, problem_id: (remove(carry, problem_id), None), cache, problem_ids)[0]
-
-
-def _rollout_metrics(rollouts: StepRollouts) -> dict[str, Any]:
-    groups, statistics = rollouts.groups, rollouts.statistics
-    responses = [response for group in groups for response in group.responses]
-    trees = max(statistics.trees, 1)
-    return {
-        "solved_share": _mean([group.num_correct > 0 for group in groups]),
-        "reward": _mean([response.reward for response in responses]),
-        "correct_share": _mean([response.outcome == Outcome.CORRECT for response in responses]),
-        "incomplete_share": _mean([response.outcome == Outcome.INCOMPLETE for response in responses]),
-        "responses": len(responses),
-        "cached_share": rollouts.num_cached / max(len(groups), 1),
-        "trees": statistics.trees,
-        "tree_solved_share": statistics.solved / trees,
-        "tree_expansions": statistics.expansions / trees,
-        "tree_nodes": statistics.nodes / trees,
-        "tree_depth": statistics.depth / trees,
-        "tree_exhausted": statistics.exhausted,
-        "tree_out_of_budget": statistics.out_of_budget,
-        **_slot_metrics(statistics.slots),
-    }
-
-
-def _slot_metrics(slots: SlotStatistics) -> dict[str, Any]:
-    """How well the searches used the device; None where there was no search."""
-    tokens = slots.generated_tokens
-    return {
-        "encoded_per_generated": (slots.fed_tokens + slots.recomputed_tokens) / tokens if tokens else None,
-        "recomputed_tokens": slots.recomputed_tokens,
-        "page_evictions": slots.evictions,
-        "peak_pages": slots.peak_pages,
-        "busy_slot_share": slots.busy_slots / slots.slot_steps if slots.slot_steps else None,
-        "sampling_entropy": slots.entropy / tokens if tokens and slots.entropy else None,
-    }
-
-
-def _mean(values: list[Any]) -> float:
-    return float(np.mean(values)) if values else 0.0
