@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from deepsearch_jax.data.messages import answer_of, question_of
 from deepsearch_jax.data.records import expand_paths, file_stem, kind, read_records
 
 _ANSWER_MARK = "####"  # GSM8K as published: the rationale, then "#### 72"
@@ -43,13 +44,14 @@ class Problem:
 class Columns:
     """Where a record keeps its fields: names tried in order, a dot steps into a nested object ("reward_model.gold").
 
-    The default prefers `answer_latex`, because Minerva's plain answers write 4.5e33, which a LaTeX parser misreads.
+    The default prefers `answer_latex`, because Minerva's plain answers write 4.5e33, which a LaTeX parser misreads, and
+    ends with the names in verl's parquet files, whose question is a chat message.
     """
 
-    question: tuple[str, ...] = ("question", "problem")
-    answer: tuple[str, ...] = ("answer_latex", "answer")
-    id: tuple[str, ...] = ("id",)  # a file without it gets FILE-ROW
-    source: tuple[str, ...] = ("source",)  # a file without it gets the file's name
+    question: tuple[str, ...] = ("question", "problem", "prompt")
+    answer: tuple[str, ...] = ("answer_latex", "answer", "reward_model.ground_truth")
+    id: tuple[str, ...] = ("id", "extra_info.index")  # a file without it gets FILE-ROW
+    source: tuple[str, ...] = ("source", "data_source")  # a file without it gets the file's name
 
     def __post_init__(self) -> None:
         for name in ("question", "answer", "id", "source"):
@@ -161,6 +163,7 @@ def _parse_record(
         if column is None:
             wanted = _names(getattr(columns, name))
             raise ValueError(f"{place}: no field {wanted} for the {name}; the record has {_names(record)}")
+        value = question_of(value, place) if name == "question" else answer_of(value)
         fields[name] = _text(value, place, column)
         if name == "answer":
             fields[name] = fields[name].rpartition(_ANSWER_MARK)[2].strip()

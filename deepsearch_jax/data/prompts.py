@@ -46,8 +46,13 @@ class EncodedPrompts(NamedTuple):
 
 
 def prompt_text(question: str, settings: PromptSettings) -> str:
-    """The question in its template; `str.format` would trip over the braces of LaTeX."""
-    return settings.template.replace(_PLACE, question)
+    """The question in its template; an instruction that the question ends with already is not said a second time.
+
+    Questions of verl's parquet files hold the instruction, those of other files do not.
+    """
+    instruction = settings.template.partition(_PLACE)[2]
+    # `str.format` would trip over the braces of LaTeX.
+    return settings.template.replace(_PLACE, question.removesuffix(instruction))
 
 
 def prompt_messages(question: str, settings: PromptSettings) -> list[Message]:

@@ -125,11 +125,13 @@ class CacheSettings:
       capacity: problems it holds; 0 switches it off and every hard problem is searched every time.
       paths_per_problem: correct paths kept of a problem.
       page_length: tokens of a page; a path has room for as many pages as the longest response takes.
+      import_paths: replay buffers of the authors' code (JSON) whose solutions, verified anew, a new run starts with.
     """
 
     capacity: int = 256
     paths_per_problem: int = 4
     page_length: int = 256
+    import_paths: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _check_at_least(self, 0, "capacity")
@@ -218,6 +220,11 @@ class RunSettings:
             raise ValueError(
                 "task.name='math' starts from a pretrained model, but model.path is empty; give the directory of a "
                 "Hugging Face checkpoint with --config.model.path=DIR"
+            )
+        if self.cache.import_paths and not self.uses_cache:
+            raise ValueError(
+                f"cache.import_paths={self.cache.import_paths} names solutions, but the run has no cache: set "
+                "method='deepsearch' and cache.capacity above 0, or import nothing"
             )
         if self.method == "dapo" and self.rounds.dynamic_sampling_batches < 2:
             raise ValueError(

@@ -25,6 +25,7 @@ from deepsearch_jax.runtime.compile_cache import CompileCount
 from deepsearch_jax.runtime.confidence import Evidence, entropy_weight, evidence_of
 from deepsearch_jax.runtime.device import problem_keys
 from deepsearch_jax.runtime.evaluate import summarise
+from deepsearch_jax.runtime.imported import import_solutions
 from deepsearch_jax.runtime.interrupt import Interrupted, StopRequest
 from deepsearch_jax.runtime.learning import Learner
 from deepsearch_jax.runtime.lengths import length_metrics
@@ -95,6 +96,9 @@ class Trainer:
             restored = self._checkpoints.restore_arrays(_as_saved(self.arrays))
             self.arrays = jax.tree.map(_like, restored, self.arrays)
             reporter.line(f"resumed at step {self.position.step} (checkpoint {self._checkpoints.latest})")
+        elif paths := settings.cache.import_paths:
+            cache = import_solutions(self.arrays.cache, paths, task, self.problems, reporter.line)
+            self.arrays = dataclasses.replace(self.arrays, cache=cache)
         self._sampler.generated_tokens = self.position.generated_tokens
         self._iterator: ProblemIterator | None = None
         make_metrics = MetricsWriter if is_first() else SilentMetrics

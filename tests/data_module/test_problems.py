@@ -91,9 +91,12 @@ def test_rows_without_id_are_named_after_file_and_row(tmp_path):
         ([ROWS[0], "", [1]], r"bad\.jsonl line 3: expected an object with named fields, got list \[1\]"),
         (
             [{"id": "x", "answer": "1"}],
-            r"line 1: no field 'question', 'problem' for the question; the record has 'id'",
+            r"line 1: no field 'question', 'problem', 'prompt' for the question; the record has 'id'",
         ),
-        ([{"id": "x", "question": "Q"}], r"line 1: no field 'answer_latex', 'answer' for the answer"),
+        (
+            [{"id": "x", "question": "Q"}],
+            r"line 1: no field 'answer_latex', 'answer', 'reward_model.ground_truth' for the answer",
+        ),
         ([{"id": "x", "question": "Q", "answer": 72}], r"line 1: field 'answer' must be text, got int 72"),
         ([{"id": "x", "question": "Q", "answer": None}], r"line 1: field 'answer' must be text, got NoneType None"),
         ([{"id": "x", "question": ["Q"], "answer": "1"}], r"line 1: field 'question' must be text, got list \['Q'\]"),
