@@ -7,6 +7,7 @@ How a block says that it cannot be run is told in `tests/doc_blocks.py` and docs
 
 import functools
 import importlib
+import importlib.util
 import json
 import os
 import pathlib
@@ -48,7 +49,7 @@ def copy(tmp_path_factory) -> pathlib.Path:
         "bash",
         f"python -m experiments.run --config=tests/tiny_quickstart.py --workdir={RUN}",
     )
-    assert_runs(make, root)
+    assert_runs(make, root, limit_s=4 * LIMIT_S)
     return root
 
 
@@ -119,6 +120,13 @@ def complaints(blocks: list[Block]) -> list[str]:
 def test_commands_of_marked_blocks_parse():
     wrong = complaints([block for page in pages() for block in read_blocks(page)])
     assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("page", [*pages(), "benchmarks/README.md"])
+def test_modules_named_in_the_text_exist(page):
+    text = (REPOSITORY / page).read_text("utf-8")
+    for module in re.findall(r"`python -m ((?:deepsearch_jax|experiments|benchmarks|tests)\.[\w.]+)", text):
+        assert importlib.util.find_spec(module), f"{page}: there is no module {module}"
 
 
 def test_marked_python_blocks_compile():
