@@ -29,7 +29,7 @@ LIMIT_S = 120  # of one block, on a busy machine; what takes more than about 10 
 MOST_README_LINES = 200
 SETTINGS = frozenset(setting_names(RunSettings))
 RUN = "runs/quickstart"
-_NOT_COPIED = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "runs", "models", "data", "shared", "build")
+COPIED = ("README.md", "pyproject.toml", "benchmarks", "deepsearch_jax", "docs", "experiments", "tests")
 
 
 @pytest.fixture(scope="module")
@@ -37,11 +37,10 @@ def copy(tmp_path_factory) -> pathlib.Path:
     """A copy of the repository, so that commands write where nobody minds, with a finished run."""
     root = tmp_path_factory.mktemp("docs") / "deepsearch_jax"
     root.mkdir()
-    for path in REPOSITORY.iterdir():
-        if path.is_dir() and path.name not in _NOT_COPIED(str(REPOSITORY), [path.name]):
-            # Only at the top is `data` a folder of problem files.
+    for path in map(REPOSITORY.joinpath, COPIED):
+        if path.is_dir():
             shutil.copytree(path, root / path.name, ignore=shutil.ignore_patterns(".*", "__pycache__"))
-        elif path.is_file():
+        else:
             shutil.copy(path, root / path.name)
     make = Block(
         "tests/test_docs.py",
