@@ -152,6 +152,7 @@ def evaluate_benchmarks(
                 task.close()
         results = {name: summarise(rows) for name, rows in sets.items()}
         write_results(place.path, results, settings.method)
+        reporter.close()
         print_results(reporter.console, results)
         reporter.line(f"results: {place.path / 'results.md'}")
         return results
@@ -159,6 +160,7 @@ def evaluate_benchmarks(
         reporter.line("stopped; the same command goes on from here")
         return None
     finally:
+        reporter.close()
         stop.restore()
         place.close()
 

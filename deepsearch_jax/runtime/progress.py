@@ -4,10 +4,13 @@ import contextlib
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+
+from deepsearch_jax.runtime.metrics import MACHINE_KEY
+from deepsearch_jax.runtime.panel import LivePanel, PanelState, clock
 
 _PLAIN_INTERVAL_S = 30.0  # a log file gets a line of a running phase at most this often
 
@@ -15,10 +18,13 @@ _PLAIN_INTERVAL_S = 30.0  # a log file gets a line of a running phase at most th
 class Reporter:
     """Times the phases of the current step and tells how far the run is.
 
+    On a terminal a panel stays at the bottom from the first phase to `close`; elsewhere there are plain lines.
+
     Attributes:
       phase_seconds: wall seconds of each phase since the last `take_times`.
       phase_cpu_seconds: CPU seconds of this process in each phase since the last `take_cpu_times`; those of the
         verifier's worker processes are not in them.
+      panel_cpu_seconds: CPU time that panels have taken until they were closed.
     """
 
     def __init__(self, console: Console | None = None):
@@ -27,43 +33,64 @@ class Reporter:
         self.phase_cpu_seconds: dict[str, float] = {}
         self._started = time.monotonic()
         self._last_plain = 0.0
-        self._bar: Progress | None = None
-        self._task: TaskID | None = None
+        self._state = PanelState()
+        self._panel: LivePanel | None = None
+        self.panel_cpu_seconds = 0.0
+        self._remaining: RemainingTime | None = None
 
     @contextlib.contextmanager
     def phase(self, name: str, total: int | None = None) -> Iterator[None]:
         """Times what runs inside under `name`; `total` is the number of `advance` units expected."""
         begin, cpu_begin = time.monotonic(), time.process_time()
         self._last_plain = begin
-        self._name, self._total = name, total
-        if self.console.is_terminal:
-            self._bar = Progress(
-                SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(),
-                console=self.console, transient=True,
-            )  # fmt: skip
-            self._task = self._bar.add_task(name, total=total)
-            self._bar.start()
+        state = self._state
+        state.done, state.detail, state.total, state.phase_began, state.phase = 0.0, "", total, begin, name
+        if self._panel is None and LivePanel.suits(self.console):
+            self._panel = LivePanel(self.console, state)
+            self._panel.start()
         try:
             yield
         finally:
-            if self._bar is not None:
-                self._bar.stop()
-                self._bar = None
+            state.phase = ""
             self.phase_seconds[name] = self.phase_seconds.get(name, 0.0) + time.monotonic() - begin
             self.phase_cpu_seconds[name] = self.phase_cpu_seconds.get(name, 0.0) + time.process_time() - cpu_begin
 
     def advance(self, done: float, detail: str = "") -> None:
         """Says that `done` units of the current phase are finished."""
-        if self._bar is not None:
-            self._bar.update(self._task, completed=done, description=f"{self._name} {detail}")  # type: ignore[arg-type]
-        elif time.monotonic() - self._last_plain > _PLAIN_INTERVAL_S:
+        state = self._state
+        state.done, state.detail = done, detail
+        if self._panel is None and time.monotonic() - self._last_plain > _PLAIN_INTERVAL_S:
             self._last_plain = time.monotonic()
-            of = f"/{self._total}" if self._total else ""
-            self.line(f"  {self._name}: {done:g}{of} {detail}")
+            of = f"/{state.total}" if state.total else ""
+            self.line(f"  {state.phase}: {done:g}{of} {detail}")
+
+    def expect(self, remaining: "RemainingTime", num_rounds: int) -> None:
+        """Says how many steps and rounds there will be."""
+        self._remaining = remaining
+        self._state.num_steps, self._state.num_rounds = remaining.total, num_rounds
+
+    def row(self, kind: str, step: int, values: dict[str, Any], machine: dict[str, Any]) -> None:
+        """Takes a metric row as it is written."""
+        self._state.take_row(kind, step, values, machine)
+        if kind == "train" and self._remaining is not None:
+            left = self._remaining.seconds(step)
+            self._state.ends_at = None if left is None else time.monotonic() + left
+
+    def recall(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Takes the rows that an earlier process of the run has written."""
+        for row in rows:
+            self._state.take_row(row["kind"], row["step"], row, row[MACHINE_KEY])
 
     def line(self, text: str) -> None:
         """Prints one line."""
         self.console.print(text, markup=False)
+
+    def close(self) -> None:
+        """Takes the panel away; a later phase brings it back."""
+        if self._panel is not None:
+            self._panel.stop()
+            self.panel_cpu_seconds += self._panel.cpu_seconds
+            self._panel = None
 
     def take_times(self) -> dict[str, float]:
         """Phase times since the last call, in seconds, and a fresh start."""
@@ -81,19 +108,25 @@ class Reporter:
 
 
 class RemainingTime:
-    """Time left, from the mean pace of the steps done by this process."""
+    """Time left, from the mean pace of the steps done by this process.
+
+    Attributes:
+      total: steps of the run.
+    """
 
     def __init__(self, total: int, done: int):
-        self._total, self._first, self._begin = total, done, time.monotonic()
+        self.total, self._first, self._begin = total, done, time.monotonic()
+
+    def seconds(self, done: int) -> float | None:
+        """Seconds left; None before the first step of this process has ended."""
+        if done <= self._first:
+            return None
+        return (time.monotonic() - self._begin) / (done - self._first) * (self.total - done)
 
     def text(self, done: int) -> str:
         """For example `2m10s`; `?` before the first step of this process has ended."""
-        if done <= self._first:
-            return "?"
-        left = (time.monotonic() - self._begin) / (done - self._first) * (self._total - done)
-        minutes, seconds = divmod(round(left), 60)
-        hours, minutes = divmod(minutes, 60)
-        return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{seconds:02d}s"
+        left = self.seconds(done)
+        return "?" if left is None else clock(left)
 
 
 def peak_memory_gib() -> float:

@@ -76,6 +76,8 @@ def run(
         )
         del params  # the trainer owns them now
         place.record_config(config)
+        if is_first():
+            reporter.recall(read_rows(place.path / "metrics.jsonl"))
         try:
             trainer.run()
         except Interrupted:
@@ -84,6 +86,7 @@ def run(
         _finish(trainer, settings, model, place.path, reporter)
         return True
     finally:
+        reporter.close()
         if trainer is not None:
             trainer.close()
         if task is not None:
@@ -129,6 +132,7 @@ def _finish(
     if not is_first():
         return
     rows = read_rows(workdir / "metrics.jsonl")
+    reporter.close()
     print_table(reporter.console, rows)
     draw_curves(workdir / "curves.png", rows)
     reporter.line(f"curves: {workdir / 'curves.png'}")

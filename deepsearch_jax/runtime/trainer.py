@@ -142,6 +142,7 @@ class Trainer:
                     (rounds.num_rounds - self.position.round_index) * steps + self.position.step
                     - self.position.step_in_round, self.position.step,
                 )  # fmt: skip
+                self.reporter.expect(total, rounds.num_rounds)
                 while self.position.step_in_round < steps:
                     self._evaluate_if_due()
                     if self._is_over():
@@ -415,6 +416,7 @@ class Trainer:
         machine |= self.reporter.take_cpu_times() | {"compilations": self._compilations.take()}
         machine |= {f"task_{name}": value for name, value in self.task.statistics().items()}
         self._metrics.write(kind, self.position.step, values, machine)
+        self.reporter.row(kind, self.position.step, values, machine)
         self.position.num_rows = self._metrics.num_rows
 
     def _line(self, values: dict[str, Any], times: dict[str, float], remaining: RemainingTime) -> None:
