@@ -1,17 +1,17 @@
-"""Metric rows on disk: one JSON object a line in metrics.jsonl, scalars in TensorBoard, the same rows for both."""
+"""Metric rows on disk: one JSON object a line in metrics.jsonl, the same rows for every other logger."""
 
 import json
 import math
 import os
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from tensorboardX import SummaryWriter
 
-# Everything that depends on the machine's clock or memory lives under this key of a row: two runs of the same
-# command on the same devices are equal bit for bit in everything else.
-MACHINE_KEY = "machine"
+from deepsearch_jax.runtime.loggers import MACHINE_KEY, LoggerSettings, open_loggers
+
+__all__ = ["MACHINE_KEY", "MetricsWriter", "SilentMetrics", "plain", "read_rows"]
 
 
 class MetricsWriter:
@@ -21,8 +21,20 @@ class MetricsWriter:
       num_rows: rows in the file; saved with each checkpoint.
     """
 
-    def __init__(self, workdir: pathlib.Path, num_rows: int):
-        """Opens workdir/metrics.jsonl and keeps its first `num_rows` rows."""
+    def __init__(
+        self, workdir: pathlib.Path, num_rows: int, loggers: LoggerSettings | None = None, *,
+        config: dict[str, Any] | None = None, note: Callable[[str], None] = print,
+    ):  # fmt: skip
+        """Opens workdir/metrics.jsonl and keeps its first `num_rows` rows.
+
+        Args:
+          loggers: who else gets the rows.
+          config: of the run, for those who show it.
+          note: tells the user what a logger lacks.
+
+        Raises:
+          ValueError: there are fewer rows.
+        """
         self.path = workdir / "metrics.jsonl"
         self.num_rows = num_rows
         kept = _first_rows(self.path, num_rows)
@@ -33,35 +45,37 @@ class MetricsWriter:
             )
         _replace_file(self.path, "".join(kept))
         self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (closed in close())
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=_last_step(kept) + 1)
+        rows = [json.loads(line) for line in kept]
+        self._loggers = open_loggers(loggers or LoggerSettings(), workdir, rows, config or {}, note)
 
     def write(self, kind: str, step: int, values: dict[str, Any], machine: dict[str, Any]) -> None:
         """Writes one row; `values` repeat exactly in a repeated run, `machine` holds times and memory."""
         row = {"kind": kind, "step": step, **plain(values), MACHINE_KEY: plain(machine)}
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
+        for logger in self._loggers:
+            logger.write(self.num_rows, row)
         self.num_rows += 1
-        for name, value in {**row, **row[MACHINE_KEY]}.items():
-            if isinstance(value, int | float) and not isinstance(value, bool) and name != "step":
-                self._board.add_scalar(f"{kind}/{name}", value, step)
 
     def sync(self) -> None:
         """Forces the rows to disk; called before a checkpoint counts them."""
         self._file.flush()
         os.fsync(self._file.fileno())
-        self._board.flush()
+        for logger in self._loggers:
+            logger.sync()
 
     def close(self) -> None:
         self.sync()
         self._file.close()
-        self._board.close()
+        for logger in self._loggers:
+            logger.close()
 
 
 class SilentMetrics(MetricsWriter):
     """Counts rows that another process writes."""
 
-    def __init__(self, workdir: pathlib.Path, num_rows: int):
-        del workdir
+    def __init__(self, workdir: pathlib.Path, num_rows: int, loggers: LoggerSettings | None = None, **_: Any):
+        del workdir, loggers
         self.num_rows = num_rows
 
     def write(self, kind: str, step: int, values: dict[str, Any], machine: dict[str, Any]) -> None:
@@ -101,10 +115,6 @@ def _first_rows(path: pathlib.Path, count: int | None) -> list[str]:
         return []
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     return [line for line in lines if line.endswith("\n")][:count]
-
-
-def _last_step(rows: list[str]) -> int:
-    return json.loads(rows[-1])["step"] if rows else -1
 
 
 def _replace_file(path: pathlib.Path, text: str) -> None:

@@ -11,6 +11,7 @@ from deepsearch_jax.runtime.checkpoints import CheckpointSettings
 from deepsearch_jax.runtime.confidence import ConfidenceSettings
 from deepsearch_jax.runtime.evaluate import EvaluationSettings
 from deepsearch_jax.runtime.groups import PackSettings
+from deepsearch_jax.runtime.loggers import LoggerSettings
 from deepsearch_jax.runtime.meshes import MeshSettings
 from deepsearch_jax.runtime.rollout_settings import RolloutSettings
 from deepsearch_jax.runtime.tasks import TaskSettings
@@ -178,6 +179,7 @@ class RunSettings:
     evaluation: EvaluationSettings = EvaluationSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     alarms: AlarmSettings = AlarmSettings()
+    loggers: LoggerSettings = LoggerSettings()
     old_log_probs: str = "recompute"
     num_devices: int = 0
     mesh: MeshSettings = MeshSettings()

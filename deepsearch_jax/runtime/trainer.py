@@ -102,7 +102,9 @@ class Trainer:
         self._sampler.generated_tokens = self.position.generated_tokens
         self._iterator: ProblemIterator | None = None
         make_metrics = MetricsWriter if is_first() else SilentMetrics
-        self._metrics = make_metrics(workdir, self.position.num_rows)
+        self._metrics = make_metrics(
+            workdir, self.position.num_rows, settings.loggers, config=dataclasses.asdict(settings), note=reporter.line
+        )
         self._saved = dataclasses.replace(self.position)
         self._rollout_params: Any = None
         self._compilations = CompileCount()

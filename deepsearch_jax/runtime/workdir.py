@@ -18,6 +18,7 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "chex", "nump
 FREE_KEYS = (
     "rounds.num_rounds",
     "alarms.",
+    "loggers.",
     "checkpoint.",
     "task.math.verify.num_workers",
     "optimizer.learning_rate",
