@@ -51,6 +51,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["deepsearch_jax*", "experiments*"]),
+    package_data={"experiments": ["pages/*", "pages/*/*"]},
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS,
 )
