@@ -1,23 +1,19 @@
 """The train state and the jitted steps that change it."""
 
 from deepsearch_jax.training.cost import num_pairs, update_cost
+from deepsearch_jax.training.gradients import (
+    Batch,
+    LogProbFn,
+    compute_log_probs,
+    model_inputs,
+    num_computed_tokens,
+)
 from deepsearch_jax.training.optimizer import UpdateSettings, learning_rate, make_optimizer
 from deepsearch_jax.training.packing import Paths, TokenTree, first_fit, pack_rows, token_tree
 from deepsearch_jax.training.placement import gather, put
 from deepsearch_jax.training.rows import Cut, check_rows, cut_by_tokens, num_rows_that_fit, pad_rows, take_rows
-from deepsearch_jax.training.updates import (
-    Batch,
-    LogProbFn,
-    TrainState,
-    compute_log_probs,
-    init_train_state,
-    lower_update,
-    model_inputs,
-    num_computed_tokens,
-    num_row_shards,
-    supervised_update,
-    update,
-)
+from deepsearch_jax.training.shards import num_row_shards
+from deepsearch_jax.training.updates import TrainState, init_train_state, lower_update, supervised_update, update
 
 __all__ = [
     "Batch",

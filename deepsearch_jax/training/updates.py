@@ -2,46 +2,34 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from deepsearch_jax.objective import (
-    LossSettings,
-    LossTerms,
-    add_terms,
-    divisor,
-    reduce_loss,
-    shared_grpo_loss,
-    sum_over_axis,
-    supervised_loss,
-    tree_grpo_loss,
-)
+from deepsearch_jax.objective import LossSettings, LossTerms, add_terms, divisor, reduce_loss, sum_over_axis
+from deepsearch_jax.training.gradients import Batch, LogProbFn, LossFn, Params, loss_of, sum_of_gradients, token_cuts
 from deepsearch_jax.training.optimizer import UpdateSettings, learning_rate, make_optimizer
-from deepsearch_jax.training.placement import gather, put
-from deepsearch_jax.training.rows import Cut, check_rows, cut_by_tokens, row_lengths, take_rows
-from deepsearch_jax.types import PackedBatch, TokenBatch
+from deepsearch_jax.training.placement import put
+from deepsearch_jax.training.rows import check_rows, take_rows
+from deepsearch_jax.training.shards import (
+    DATA_AXIS,
+    Placement,
+    Tree,
+    is_mapped,
+    num_row_shards,
+    over_shards,
+    place_rows,
+    placed,
+    placement_of,
+)
+from deepsearch_jax.types import TokenBatch
 
-DATA_AXIS, FSDP_AXIS = "data", "fsdp"
-
-Params = Any
-Batch = TokenBatch | PackedBatch
-# (params, *`model_inputs` of the batch) -> log_probs [R, T], entropy [R, T]; where some parameters are frozen, params
-# is the pair (frozen, trained). It is a static argument: make it once (say by functools.partial) and pass the same
-# object every time, or every call compiles anew.
-LogProbFn = Callable[..., tuple[jax.Array, jax.Array]]
-LossFn = Callable[[jax.Array, jax.Array, Any], LossTerms]  # log_probs, entropy, rows of the batch
 Metrics = dict[str, jax.Array]
 Sums = tuple[Params, LossTerms]  # of gradients, not divided yet, and of the terms of the loss
-Tree = TypeVar("Tree")
-# Where the leaves of the state lie, in the order of jax.tree.leaves (parameters first); None where that needs no care.
-Placement = tuple[Any, ...] | None
 
 
 @struct.dataclass
@@ -87,127 +75,6 @@ def init_train_state(params: Params, settings: UpdateSettings, mesh: Mesh | None
     return TrainState(params, on_mesh(opt_state), *(on_mesh(jnp.zeros((), jnp.int32)) for _ in range(3)))
 
 
-def model_inputs(batch: Batch) -> tuple[jax.Array, ...]:
-    """What the policy reads of a batch, all [R, T] int32: tokens and ids, then the form of trees if they are any."""
-    if isinstance(batch, PackedBatch):
-        return batch.tokens, batch.tree_ids, batch.positions, batch.parents, batch.ends
-    return batch.tokens, batch.segment_ids
-
-
-def num_row_shards(mesh: Mesh | None) -> int:
-    """Parts that the rows of a batch are cut into: devices along the axes "data" and "fsdp" together.
-
-    Raises:
-      ValueError: the mesh has no axis "data".
-    """
-    return num_data_shards(mesh) * (1 if mesh is None else mesh.shape.get(FSDP_AXIS, 1))
-
-
-def num_data_shards(mesh: Mesh | None) -> int:
-    """Devices along the mesh axis "data"; 1 without a mesh.
-
-    Raises:
-      ValueError: the mesh has no such axis.
-    """
-    if mesh is None:
-        return 1
-    if DATA_AXIS not in mesh.shape:
-        raise ValueError(f"the mesh has axes {tuple(mesh.shape)}; rows are shared along an axis named {DATA_AXIS!r}")
-    return mesh.shape[DATA_AXIS]
-
-
-def _is_mapped(mesh: Mesh | None) -> bool:
-    """Whether the axis "data" is all of the mesh and shards are mapped by hand."""
-    return num_data_shards(mesh) > 1 and mesh is not None and mesh.size == mesh.shape[DATA_AXIS]
-
-
-def _over_shards(function: Callable, mesh: Mesh | None, in_specs: Any, out_specs: Any) -> Callable:
-    """`function` of one shard's rows, mapped over the mesh axis "data".
-
-    Where parameters are spread over other axes too, the compiler cuts the whole batch up along the layouts of its
-    arguments (mapping one axis by hand and leaving the others to it ends XLA's partitioner in jaxlib 0.10).
-    """
-    if not _is_mapped(mesh):
-        return function
-    # Varying-manual-axes checks are off: the policy comes in as a function and need not know that it is mapped.
-    return jax.shard_map(
-        function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, axis_names={DATA_AXIS}, check_vma=False
-    )
-
-
-def _micro_batches(batch: Tree, settings: UpdateSettings, mesh: Mesh | None) -> Tree:
-    """[R, ...] leaves to [R / rows, rows, ...], the rows of a micro-batch spread over the devices that share them."""
-    parts = 1 if _is_mapped(mesh) else num_row_shards(mesh)
-
-    def split(x: jax.Array) -> jax.Array:
-        rows = settings.micro_batch_rows * parts or x.shape[0]
-        # Every device keeps its rows: they are cut within its own block, which is a row of the first axis.
-        x = x.reshape(parts, -1, rows // parts, *x.shape[1:]).swapaxes(0, 1)
-        x = x.reshape(-1, rows, *x.shape[3:])
-        if parts == 1 or mesh is None:
-            return x
-        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(None, _row_axes(mesh))))
-
-    return jax.tree.map(split, batch)
-
-
-def _whole_batch(x: jax.Array, mesh: Mesh | None) -> jax.Array:
-    """[R / rows, rows, ...] back to [R, ...] in the order of `_micro_batches`."""
-    parts = 1 if _is_mapped(mesh) else num_row_shards(mesh)
-    return x.reshape(len(x), parts, -1, *x.shape[2:]).swapaxes(0, 1).reshape(-1, *x.shape[2:])
-
-
-def _row_axes(mesh: Mesh) -> tuple[str, ...]:
-    return tuple(axis for axis in (DATA_AXIS, FSDP_AXIS) if axis in mesh.shape)
-
-
-def _placement_of(state: TrainState, mesh: Mesh | None) -> Placement:
-    if mesh is None or _is_mapped(mesh):
-        return None  # everything is everywhere
-    return tuple(leaf.sharding for leaf in jax.tree.leaves(state))
-
-
-def _placed(tree: Tree, structure: Any, placement: Placement) -> Tree:
-    """The leaves laid out like the state's first ones: the parameters, or all of it."""
-    if placement is None:
-        return tree
-    shardings = jax.tree.unflatten(structure, placement[: structure.num_leaves])
-    return jax.lax.with_sharding_constraint(tree, shardings)
-
-
-def _sum_of_gradients(
-    params: Params,
-    frozen: Params | None,
-    batch: Batch,
-    log_prob_fn: LogProbFn,
-    loss_fn: LossFn,
-    settings: UpdateSettings,
-    mesh: Mesh | None,
-) -> tuple[Params, LossTerms]:
-    """Gradient of the weighted sum over one shard's rows, float32 and not divided yet, and the terms of the loss."""
-
-    def weighted_sum(params: Params, micro_batch: Batch) -> tuple[jax.Array, LossTerms]:
-        everything = params if frozen is None else (frozen, params)
-        log_probs, entropy = log_prob_fn(everything, *model_inputs(micro_batch))
-        terms = loss_fn(log_probs, entropy, micro_batch)
-        return terms.weighted_sum, terms
-
-    def gradient(micro_batch: Batch) -> tuple[Params, LossTerms]:
-        gradients, terms = jax.grad(weighted_sum, has_aux=True)(params, micro_batch)
-        return jax.tree.map(lambda g: g.astype(jnp.float32), gradients), terms
-
-    def step(carry: tuple[Params, LossTerms], micro_batch: Any) -> tuple[tuple[Params, LossTerms], None]:
-        gradients, terms = gradient(micro_batch)
-        return (jax.tree.map(jnp.add, carry[0], gradients), add_terms(carry[1], terms)), None
-
-    micro_batches = _micro_batches(batch, settings, mesh)
-    first = jax.tree.map(lambda x: x[0], micro_batches)
-    if micro_batches.tokens.shape[0] == 1:
-        return gradient(first)
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(gradient, first))
-    return jax.lax.scan(step, zeros, micro_batches)[0]
-
-
 def _gradient_step(
     state: TrainState,
     batch: Batch,
@@ -219,16 +86,16 @@ def _gradient_step(
     placement: Placement,
 ) -> tuple[TrainState, Metrics]:
     """The update of all devices; see `update`."""
-    axis = DATA_AXIS if _is_mapped(mesh) else None
+    axis = DATA_AXIS if is_mapped(mesh) else None
 
     def shard(params: Params, frozen: Params | None, batch: Batch) -> tuple[Params, LossTerms]:
-        gradients, terms = _sum_of_gradients(params, frozen, batch, log_prob_fn, loss_fn, settings, mesh)
+        gradients, terms = sum_of_gradients(params, frozen, batch, log_prob_fn, loss_fn, settings, mesh)
         if axis is not None:
             gradients = jax.lax.psum(gradients, axis)
         return gradients, sum_over_axis(terms, axis)
 
     everywhere, rows = PartitionSpec(), PartitionSpec(DATA_AXIS)
-    summed = _over_shards(shard, mesh, (everywhere, everywhere, rows), (everywhere, everywhere))
+    summed = over_shards(shard, mesh, (everywhere, everywhere, rows), (everywhere, everywhere))
     sums = summed(state.params, frozen, batch)
     return _apply(state, sums, settings, placement)
 
@@ -237,7 +104,7 @@ def _apply(state: TrainState, sums: Sums, settings: UpdateSettings, placement: P
     """The optimizer's step on the gradients of the whole batch."""
     gradients, terms = sums
     # Each device keeps of the gradient what it keeps of the parameters (ZeRO, arXiv 1910.02054).
-    gradients = _placed(gradients, jax.tree.structure(state.params), placement)
+    gradients = placed(gradients, jax.tree.structure(state.params), placement)
     gradients = jax.tree.map(lambda g: g / divisor(terms.weight), gradients)
     loss, metrics = reduce_loss(terms)
     del metrics["pg_loss"]
@@ -257,7 +124,7 @@ def _apply(state: TrainState, sums: Sums, settings: UpdateSettings, placement: P
         num_skipped=state.num_skipped + ~is_finite,
         num_skipped_in_a_row=jnp.where(is_applied, 0, state.num_skipped_in_a_row + ~is_finite),
     )
-    new_state = _placed(new_state, jax.tree.structure(state), placement)
+    new_state = placed(new_state, jax.tree.structure(state), placement)
     metrics |= {
         "loss": loss,
         "grad_norm": grad_norm,
@@ -265,29 +132,6 @@ def _apply(state: TrainState, sums: Sums, settings: UpdateSettings, placement: P
         "is_applied": is_applied,
     }
     return new_state, metrics
-
-
-def _policy_loss(loss_settings: LossSettings, settings: UpdateSettings) -> LossFn:
-    def loss_fn(log_probs: jax.Array, entropy: jax.Array, rows: Batch) -> LossTerms:
-        old_log_probs = jax.lax.stop_gradient(log_probs) if settings.on_policy else rows.old_log_probs
-        others = {"sampler_log_probs": rows.sampler_log_probs, "reference_log_probs": rows.reference_log_probs}
-        if isinstance(rows, PackedBatch):
-            weight = jnp.sum(rows.divisors)
-            return shared_grpo_loss(log_probs, old_log_probs, entropy, rows.sums, weight, loss_settings, **others)
-        is_row = jnp.any(rows.segment_ids != 0, axis=1)
-        return tree_grpo_loss(
-            log_probs, old_log_probs, rows.advantages, rows.loss_mask, entropy, loss_settings, is_row, **others
-        )
-
-    return loss_fn
-
-
-def _supervised_loss(log_probs: jax.Array, entropy: jax.Array, rows: TokenBatch) -> LossTerms:
-    return supervised_loss(log_probs, rows.loss_mask, entropy)
-
-
-def _loss_fn(loss_settings: LossSettings | None, settings: UpdateSettings) -> LossFn:
-    return _supervised_loss if loss_settings is None else _policy_loss(loss_settings, settings)
 
 
 _STATIC = ("log_prob_fn", "loss_settings", "settings", "mesh", "placement")
@@ -306,7 +150,7 @@ def _update(
     placement: Placement,
 ) -> tuple[TrainState, Metrics]:
     """`loss_settings` None: on the cross-entropy."""
-    loss_fn = _loss_fn(loss_settings, settings)
+    loss_fn = loss_of(loss_settings, settings)
     return _gradient_step(state, batch, frozen, log_prob_fn, loss_fn, settings, mesh, placement)
 
 
@@ -316,14 +160,14 @@ def _update(
 
 @functools.partial(jax.jit, static_argnames=("mesh", "placement"))
 def _zero_sums(params: Params, *, mesh: Mesh | None, placement: Placement) -> Sums:
-    parts = (1,) if _is_mapped(mesh) else ()
+    parts = (1,) if is_mapped(mesh) else ()
 
     def zeros(params: Params) -> Params:
         return jax.tree.map(lambda p: jnp.zeros((*parts, *p.shape), jnp.float32), params)
 
-    gradients = _over_shards(zeros, mesh, (PartitionSpec(),), PartitionSpec(DATA_AXIS))(params)
+    gradients = over_shards(zeros, mesh, (PartitionSpec(),), PartitionSpec(DATA_AXIS))(params)
     terms = LossTerms(**{field.name: jnp.zeros((), jnp.float32) for field in dataclasses.fields(LossTerms)})
-    return _placed(gradients, jax.tree.structure(params), placement), terms
+    return placed(gradients, jax.tree.structure(params), placement), terms
 
 
 @functools.partial(jax.jit, static_argnames=_STATIC, donate_argnames="sums")
@@ -339,17 +183,17 @@ def _add_micro_batch(
     mesh: Mesh | None,
     placement: Placement,
 ) -> Sums:
-    axis, loss_fn = DATA_AXIS if _is_mapped(mesh) else None, _loss_fn(loss_settings, settings)
+    axis, loss_fn = DATA_AXIS if is_mapped(mesh) else None, loss_of(loss_settings, settings)
 
     def shard(total: Params, params: Params, frozen: Params | None, batch: Batch) -> Sums:
-        gradients, terms = _sum_of_gradients(params, frozen, batch, log_prob_fn, loss_fn, settings, mesh)
+        gradients, terms = sum_of_gradients(params, frozen, batch, log_prob_fn, loss_fn, settings, mesh)
         total = jax.tree.map(lambda a, b: a + (b if axis is None else b[None]), total, gradients)
         return total, sum_over_axis(terms, axis)
 
     everywhere, rows = PartitionSpec(), PartitionSpec(DATA_AXIS)
-    summed = _over_shards(shard, mesh, (rows, everywhere, everywhere, rows), (rows, everywhere))
+    summed = over_shards(shard, mesh, (rows, everywhere, everywhere, rows), (rows, everywhere))
     gradients, terms = summed(sums[0], params, frozen, batch)
-    return _placed(gradients, jax.tree.structure(params), placement), add_terms(sums[1], terms)
+    return placed(gradients, jax.tree.structure(params), placement), add_terms(sums[1], terms)
 
 
 @functools.partial(jax.jit, static_argnames=("settings", "mesh", "placement"), donate_argnames="state")
@@ -357,43 +201,13 @@ def _apply_sums(
     state: TrainState, sums: Sums, *, settings: UpdateSettings, mesh: Mesh | None, placement: Placement
 ) -> tuple[TrainState, Metrics]:
     gradients, terms = sums
-    if _is_mapped(mesh):
+    if is_mapped(mesh):
 
         def total(gradients: Params) -> Params:
             return jax.lax.psum(jax.tree.map(lambda g: g[0], gradients), DATA_AXIS)
 
-        gradients = _over_shards(total, mesh, (PartitionSpec(DATA_AXIS),), PartitionSpec())(gradients)
+        gradients = over_shards(total, mesh, (PartitionSpec(DATA_AXIS),), PartitionSpec())(gradients)
     return _apply(state, (gradients, terms), settings, placement)
-
-
-@functools.partial(jax.jit, static_argnames=("log_prob_fn", "settings", "mesh"))
-def _compute_log_probs(
-    params: Params,
-    rows: tuple[jax.Array, ...],
-    *,
-    log_prob_fn: LogProbFn,
-    settings: UpdateSettings,
-    mesh: Mesh | None,
-) -> jax.Array:
-    def shard(params: Params, rows: tuple[jax.Array, ...]) -> jax.Array:
-        micro_batches = _micro_batches(rows, settings, mesh)
-        log_probs = jax.lax.map(lambda micro_batch: log_prob_fn(params, *micro_batch)[0], micro_batches)
-        return _whole_batch(log_probs, mesh)
-
-    by_row = PartitionSpec(DATA_AXIS)
-    return _over_shards(shard, mesh, (PartitionSpec(), by_row), by_row)(params, rows)
-
-
-def token_cuts(batch: Batch, settings: UpdateSettings, mesh: Mesh | None) -> list[Cut]:
-    """The micro-batches of a host batch under `settings.micro_batch_tokens`."""
-    return cut_by_tokens(row_lengths(batch), batch.tokens.shape[1], settings.micro_batch_tokens, num_row_shards(mesh))
-
-
-def num_computed_tokens(batch: Batch, settings: UpdateSettings, mesh: Mesh | None = None) -> int:
-    """Tokens that an update or `compute_log_probs` goes through, padding included."""
-    if not settings.micro_batch_tokens:
-        return int(np.prod(batch.tokens.shape))
-    return sum(len(cut.rows) * cut.length for cut in token_cuts(batch, settings, mesh))
 
 
 def _step(
@@ -406,9 +220,9 @@ def _step(
     frozen: Params | None,
 ) -> tuple[TrainState, Metrics]:
     """The update on whole rows or on pieces of few tokens."""
-    static: dict[str, Any] = {"mesh": mesh, "placement": _placement_of(state, mesh)}
+    static: dict[str, Any] = {"mesh": mesh, "placement": placement_of(state, mesh)}
     if not settings.micro_batch_tokens:
-        batch = _place_rows(batch, batch.tokens.shape[0], settings, mesh)
+        batch = place_rows(batch, batch.tokens.shape[0], settings, mesh)
         static |= {"log_prob_fn": log_prob_fn, "loss_settings": loss_settings, "settings": settings}
         return _update(state, batch, frozen, **static)
     width, whole = batch.tokens.shape[1], dataclasses.replace(settings, micro_batch_tokens=0)
@@ -418,20 +232,12 @@ def _step(
         loss_settings = dataclasses.replace(loss_settings, norm_length=width if is_by_width else 0)
     sums = _zero_sums(state.params, **static)
     for cut in token_cuts(batch, settings, mesh):
-        rows = _place_rows(take_rows(batch, cut), len(cut.rows), whole, mesh)
+        rows = place_rows(take_rows(batch, cut), len(cut.rows), whole, mesh)
         sums = _add_micro_batch(
             sums, state.params, rows, frozen,
             log_prob_fn=log_prob_fn, loss_settings=loss_settings, settings=whole, **static,
         )  # fmt: skip
     return _apply_sums(state, sums, settings=whole, **static)
-
-
-def _place_rows(batch: Tree, num_rows: int, settings: UpdateSettings, mesh: Mesh | None) -> Tree:
-    """Checks that the rows divide and spreads them over the mesh axes "data" and "fsdp"."""
-    check_rows(num_rows, num_row_shards(mesh), settings.micro_batch_rows)
-    if mesh is None:
-        return batch
-    return put(batch, NamedSharding(mesh, PartitionSpec(_row_axes(mesh))))
 
 
 def update(
@@ -476,7 +282,7 @@ def lower_update(
     check_rows(batch.tokens.shape[0], num_row_shards(mesh), settings.micro_batch_rows)
     return _update.lower(
         state, batch, log_prob_fn=log_prob_fn, loss_settings=loss_settings, settings=settings, mesh=mesh,
-        placement=_placement_of(state, mesh),
+        placement=placement_of(state, mesh),
     )  # fmt: skip
 
 
@@ -494,23 +300,3 @@ def supervised_update(
     Advantages and old log-probs of the batch are not read.
     """
     return _step(state, batch, log_prob_fn, None, settings, mesh, frozen)
-
-
-def compute_log_probs(
-    params: Params, batch: Batch, log_prob_fn: LogProbFn, settings: UpdateSettings, mesh: Mesh | None = None
-) -> jax.Array:
-    """Old log-probs [R, T] float32 of a batch by the forward pass of the update, in the same micro-batches.
-
-    Raises:
-      ValueError: the rows do not divide.
-    """
-    if settings.micro_batch_tokens:
-        whole = dataclasses.replace(settings, micro_batch_tokens=0)
-        found = np.zeros(batch.tokens.shape, np.float32)
-        for cut in token_cuts(batch, settings, mesh):
-            is_row = cut.rows >= 0
-            log_probs = compute_log_probs(params, take_rows(batch, cut), log_prob_fn, whole, mesh)
-            found[cut.rows[is_row], : cut.length] = np.asarray(log_probs)[is_row]
-        return jnp.asarray(found)
-    rows = _place_rows(model_inputs(batch), batch.tokens.shape[0], settings, mesh)
-    return gather(_compute_log_probs(params, rows, log_prob_fn=log_prob_fn, settings=settings, mesh=mesh))
