@@ -1,6 +1,13 @@
 """The policy: a decoder-only language model as pure functions of plain parameters."""
 
-from deepsearch_jax.policy.attention import Blocks, blocks_for, compiling_for, row_attention, segment_ends
+from deepsearch_jax.policy.attention import (
+    Blocks,
+    blocks_for,
+    compiling_for,
+    row_attention,
+    segment_ends,
+    target_backend,
+)
 from deepsearch_jax.policy.checkpoint import hf_tensors, load_config, load_pretrained, save_pretrained
 from deepsearch_jax.policy.config import REMAT, ModelConfig
 from deepsearch_jax.policy.hf_config import SUPPORTED_ARCHITECTURES
@@ -69,6 +76,7 @@ __all__ = [
     "scan_layers",
     "segment_ends",
     "segment_positions",
+    "target_backend",
     "token_log_probs",
     "tree_log_probs",
     "unstack_layers",

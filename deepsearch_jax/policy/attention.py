@@ -44,9 +44,14 @@ def compiling_for(backend: str) -> Iterator[None]:
         _planned_backend.reset(token)
 
 
+def target_backend() -> str:
+    """The backend that programs get the form for; see `compiling_for`."""
+    return _planned_backend.get() or jax.default_backend()
+
+
 def blocks_for(length: int) -> Blocks | None:
     """What suits rows of `length` tokens on this backend; None = dense."""
-    backend = _planned_backend.get() or jax.default_backend()
+    backend = target_backend()
     if length <= DENSE_LENGTH.get(backend, DENSE_ON_ACCELERATORS):
         return None
     # One pair at a time stays in the cache of a CPU core; an accelerator needs many to be busy (not measured).

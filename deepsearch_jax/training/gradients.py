@@ -18,6 +18,7 @@ from deepsearch_jax.objective import (
     supervised_loss,
     tree_grpo_loss,
 )
+from deepsearch_jax.training.compiling import Jit
 from deepsearch_jax.training.optimizer import UpdateSettings
 from deepsearch_jax.training.placement import gather
 from deepsearch_jax.training.rows import Cut, cut_by_tokens, row_lengths, take_rows
@@ -104,7 +105,7 @@ def sum_of_gradients(
     return jax.lax.scan(step, zeros, pieces)[0]
 
 
-@functools.partial(jax.jit, static_argnames=("log_prob_fn", "settings", "mesh"))
+@functools.partial(Jit, static_argnames=("log_prob_fn", "settings", "mesh"))
 def _compute_log_probs(
     params: Params,
     rows: tuple[jax.Array, ...],

@@ -11,6 +11,7 @@ from flax import struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from deepsearch_jax.objective import LossSettings, LossTerms, add_terms, divisor, reduce_loss, sum_over_axis
+from deepsearch_jax.training.compiling import Jit
 from deepsearch_jax.training.gradients import Batch, LogProbFn, LossFn, Params, loss_of, sum_of_gradients, token_cuts
 from deepsearch_jax.training.optimizer import UpdateSettings, learning_rate, make_optimizer
 from deepsearch_jax.training.placement import put
@@ -137,7 +138,7 @@ def _apply(state: TrainState, sums: Sums, settings: UpdateSettings, placement: P
 _STATIC = ("log_prob_fn", "loss_settings", "settings", "mesh", "placement")
 
 
-@functools.partial(jax.jit, static_argnames=_STATIC, donate_argnames="state")
+@functools.partial(Jit, static_argnames=_STATIC, donate_argnames="state")
 def _update(
     state: TrainState,
     batch: Batch,
@@ -158,7 +159,7 @@ def _update(
 # axis, so that they exchange gradients once an update.
 
 
-@functools.partial(jax.jit, static_argnames=("mesh", "placement"))
+@functools.partial(Jit, static_argnames=("mesh", "placement"))
 def _zero_sums(params: Params, *, mesh: Mesh | None, placement: Placement) -> Sums:
     parts = (1,) if is_mapped(mesh) else ()
 
@@ -170,7 +171,7 @@ def _zero_sums(params: Params, *, mesh: Mesh | None, placement: Placement) -> Su
     return placed(gradients, jax.tree.structure(params), placement), terms
 
 
-@functools.partial(jax.jit, static_argnames=_STATIC, donate_argnames="sums")
+@functools.partial(Jit, static_argnames=_STATIC, donate_argnames="sums")
 def _add_micro_batch(
     sums: Sums,
     params: Params,
@@ -196,7 +197,7 @@ def _add_micro_batch(
     return placed(gradients, jax.tree.structure(params), placement), add_terms(sums[1], terms)
 
 
-@functools.partial(jax.jit, static_argnames=("settings", "mesh", "placement"), donate_argnames="state")
+@functools.partial(Jit, static_argnames=("settings", "mesh", "placement"), donate_argnames="state")
 def _apply_sums(
     state: TrainState, sums: Sums, *, settings: UpdateSettings, mesh: Mesh | None, placement: Placement
 ) -> tuple[TrainState, Metrics]:

@@ -13,6 +13,7 @@ from deepsearch_jax import training
 from deepsearch_jax.objective import LossSettings
 from deepsearch_jax.policy import ModelConfig, hidden_states, init_params, token_log_probs
 from deepsearch_jax.training import UpdateSettings, updates
+from deepsearch_jax.training.compiling import Jit
 from tests.training.test_sharding import make_batch
 
 CONFIG = ModelConfig.tiny(
@@ -55,7 +56,7 @@ def test_log_probs_are_those_of_float32_logits():
 def test_masters_are_float32_and_gradients_are_summed_in_float32(cut):
     batch = make_batch()
 
-    @jax.jit
+    @Jit  # with the update's own compiler options: products of bfloat16 differ by them, and sums are looked at here
     def gradient(params, tokens, segment_ids, mask):
         return jax.grad(lambda p: -jnp.sum(log_prob_fn(p, tokens, segment_ids)[0] * mask))(params)
 
