@@ -12,13 +12,13 @@ import numpy as np
 from deepsearch_jax.data.degenerate import DegenerateSettings, is_degenerate
 from deepsearch_jax.objective import AdvantageSettings, LossSettings, tree_advantages
 from deepsearch_jax.policy import ModelConfig
+from deepsearch_jax.runtime.layout import Layout, choose_layout, has_few_operations
 from deepsearch_jax.runtime.rollouts import Group, bucket
 from deepsearch_jax.training import (
     Batch,
     Paths,
     TokenTree,
     cut_by_tokens,
-    first_fit,
     pack_rows,
     take_rows,
     token_tree,
@@ -40,8 +40,10 @@ class PackSettings:
       row_multiple: rows are padded to a multiple of this many tokens; each length compiles once.
       min_rows: the number of rows is padded to this times a power of two, so that few shapes are compiled; a multiple
         of optimizer.micro_batch_rows times the number of devices. Rows of trees, which are fewer and longer, keep to
-        the tokens of a micro-batch instead (one tree at least) and to a multiple of the devices. Rows that only fill a
-        batch up cost nothing where optimizer.micro_batch_tokens cuts it.
+        the tokens of a micro-batch instead (one tree at least) and to a multiple of the devices; there is room for the
+        trees of rounds.update_problems, and where an update is little work all batches have one of few shapes
+        (`runtime.layout`). Rows that only fill a batch up cost nothing where optimizer.micro_batch_tokens cuts it, and
+        next to nothing in batches of trees.
       trees: whether what responses to a problem have in common is computed once: "always", "never", or "auto", which
         compares the work (`training.update_cost`); the update is the same but for rounding.
       max_tree_tokens: a batch with a longer tree than this goes in rows of one response, so that no row takes more
@@ -119,11 +121,11 @@ def node_advantages(groups: Sequence[Group], settings: AdvantageSettings) -> lis
         else group.terminal_rewards
         for group in groups
     ]
-    # Padded to few shapes; padding is masked out, so the numbers do not depend on it.
-    G = bucket(len(groups), 1)
-    M = bucket(max(len(group.responses) for group in groups), 1)
-    D = bucket(max(len(r.segment_lengths) for group in groups for r in group.responses), 1)
-    X = bucket(max(map(len, terminal_rewards)), 1)
+    # Padded to few shapes, most often to one; padding is masked out, so the numbers do not depend on it.
+    G = bucket(len(groups), 64)
+    M = bucket(max(len(group.responses) for group in groups), 16)
+    D = bucket(max(len(r.segment_lengths) for group in groups for r in group.responses), 16)
+    X = bucket(max(map(len, terminal_rewards)), 64)
     values, nodes = np.zeros((G, M, D), np.float32), np.zeros((G, M, D), np.int32)
     scores, lengths = np.zeros((G, M), np.float32), np.zeros((G, M), np.int32)
     terminals, is_terminal = np.zeros((G, X), np.float32), np.zeros((G, X), bool)
@@ -164,6 +166,7 @@ def pack(
     loss: LossSettings,
     model: ModelConfig,
     *,
+    max_groups: int = 0,
     num_devices: int = 1,
     micro_batch_rows: int = 0,
     micro_batch_tokens: int = 0,
@@ -174,6 +177,7 @@ def pack(
       advantages: of every node, by group and response; see `node_advantages`.
       loss: its aggregation is part of the sums of packed trees.
       model: what the work is counted for.
+      max_groups: that an update may have; batches of trees have room for as many, so that shapes repeat.
     """
     paths = [
         Paths(
@@ -192,16 +196,20 @@ def pack(
     is_known = not any(np.isnan(tree.sampler_log_probs[place]).any() for tree in trees for place in tree.places)
     if settings.trees != "never" and max(map(len, trees)) <= (settings.max_tree_tokens or sys.maxsize):
         limit = micro_batch_tokens or micro_batch_rows * T
-        layout = choose_layout([len(tree) for tree in trees], settings.row_multiple, num_devices, limit)
+        sizes = [len(tree) for tree in trees]
+        layout = choose_layout(
+            sizes, settings.row_multiple, num_devices, limit,
+            max_trees=max_groups, is_coarse=has_few_operations(model, sum(sizes)),
+        )  # fmt: skip
         packed = pack_rows(trees, layout.rows, layout.num_rows, layout.length)
-        if settings.trees == "always" or _pays(packed, lengths, (R, T), model, num_devices, micro_batch_tokens):
+        if settings.trees == "always" or _pays(packed, layout, lengths, (R, T), model, num_devices, micro_batch_tokens):
             return Packed(packed, is_known, 0 if micro_batch_tokens else layout.micro_batch_rows)
     return Packed(_response_rows(paths, trees, R, T), is_known, micro_batch_rows)
 
 
 def _pays(
-    packed: PackedBatch, lengths: np.ndarray, shape: tuple[int, int], model: ModelConfig, num_devices: int,
-    micro_batch_tokens: int,
+    packed: PackedBatch, layout: Layout, lengths: np.ndarray, shape: tuple[int, int], model: ModelConfig,
+    num_devices: int, micro_batch_tokens: int,
 ) -> bool:  # fmt: skip
     """Whether trees take less work than rows of one response each."""
     whole = np.zeros(shape[0], int)
@@ -216,49 +224,12 @@ def _pays(
         return sum(update_cost(model, *take_rows((ends, positions), cut)) for cut in cuts)
 
     ends, positions = np.asarray(packed.ends), np.asarray(packed.positions)
+    if layout.micro_batch_rows:  # micro-batches of filling are skipped
+        unit = num_devices * layout.micro_batch_rows
+        is_filling = ends.max(axis=1) == 0
+        computed = np.argsort(is_filling, kind="stable")[: -(-np.sum(~is_filling) // unit) * unit]
+        ends, positions = ends[computed], positions[computed]
     return cost(ends, positions, ends.max(axis=1)) < MARGIN * cost(by_response, index, whole)
-
-
-def fine_bucket(length: int, multiple: int) -> int:
-    """Smallest size that is at least `length`, of those that cut each doubling in eight; a multiple of `multiple`.
-
-    Padding is at most an eighth: with the two steps of `bucket` it could cost what the trees save.
-    """
-    step = max(2 ** ((length - 1).bit_length() - 4), 1)
-    size = -(-length // step) * step
-    return -(-size // multiple) * multiple
-
-
-class Layout(NamedTuple):
-    """Rows that hold all trees: the trees of each, the shape, and how many make a micro-batch (0 = all)."""
-
-    rows: list[list[int]]
-    num_rows: int
-    length: int
-    micro_batch_rows: int
-
-
-def choose_layout(lengths: Sequence[int], multiple: int, num_devices: int, micro_batch_tokens: int) -> Layout:
-    """The row length, of the few that are compiled, that leaves the least padding; the shortest of equals.
-
-    Rows are as long as the longest tree or longer, and no longer than they need to be for one row a device, or for
-    one row a micro-batch where that is more tokens than the longest tree has.
-    Args:
-      lengths: tokens of each tree.
-      multiple: row lengths are `fine_bucket`s of it.
-      micro_batch_tokens: tokens of a device's micro-batch; 0 = no limit.
-    """
-    length = fine_bucket(max(lengths), multiple)
-    limit = min(-(-sum(lengths) // num_devices), micro_batch_tokens or sum(lengths))
-    found: list[Layout] = []
-    while not found or length <= fine_bucket(limit, multiple):
-        rows = first_fit(lengths, length)
-        micro_batch_rows = max(micro_batch_tokens // length, 1) if micro_batch_tokens else 0
-        unit = num_devices * max(micro_batch_rows, 1)
-        num_rows = fine_bucket(-(-len(rows) // unit), 1) * unit
-        found.append(Layout(rows, num_rows, length, micro_batch_rows))
-        length = fine_bucket(length + 1, multiple)
-    return min(found, key=lambda layout: (layout.num_rows * layout.length, layout.length))
 
 
 def _response_rows(all_paths: Sequence[Paths], trees: Sequence[TokenTree], num_rows: int, length: int) -> TokenBatch:

@@ -187,6 +187,7 @@ class Learner:
                 settings.pack,
                 settings.loss,
                 self._model,
+                max_groups=share,
                 num_devices=num_row_shards(self._mesh),
                 micro_batch_rows=settings.optimizer.micro_batch_rows,
                 micro_batch_tokens=settings.optimizer.micro_batch_tokens,

@@ -97,12 +97,24 @@ def sum_of_gradients(
         gradients, terms = gradient(micro_batch)
         return (jax.tree.map(jnp.add, carry[0], gradients), add_terms(carry[1], terms)), None
 
-    pieces = micro_batches(batch, settings, mesh)
+    pieces: Any = micro_batches(batch, settings, mesh)
     first = jax.tree.map(lambda x: x[0], pieces)
     if pieces.tokens.shape[0] == 1:
         return gradient(first)
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(gradient, first))
-    return jax.lax.scan(step, zeros, pieces)[0]
+    if not isinstance(batch, PackedBatch):
+        return jax.lax.scan(step, zeros, pieces)[0]
+    return jax.lax.fori_loop(
+        0, _num_in_use(pieces.tree_ids), lambda i, total: step(total, jax.tree.map(lambda x: x[i], pieces))[0], zeros
+    )
+
+
+def _num_in_use(ids: jax.Array) -> jax.Array:
+    """[] int32 how many of the micro-batches [M, rows, T] to go through: those behind the last tree are only filling.
+
+    A batch of trees has room for as many as may come, so that one program serves all.
+    """
+    return jnp.max(jnp.where(jnp.any(ids != 0, axis=(1, 2)), jnp.arange(1, len(ids) + 1), 0))
 
 
 @functools.partial(Jit, static_argnames=("log_prob_fn", "settings", "mesh"))
@@ -116,8 +128,15 @@ def _compute_log_probs(
 ) -> jax.Array:
     def shard(params: Params, rows: tuple[jax.Array, ...]) -> jax.Array:
         pieces = micro_batches(rows, settings, mesh)
-        log_probs = jax.lax.map(lambda micro_batch: log_prob_fn(params, *micro_batch)[0], pieces)
-        return whole_batch(log_probs, mesh)
+        is_trees, ids = len(rows) > 2, pieces[1]
+        if not is_trees:
+            return whole_batch(jax.lax.map(lambda piece: log_prob_fn(params, *piece)[0], pieces), mesh)
+
+        def step(i: jax.Array, found: jax.Array) -> jax.Array:
+            return found.at[i].set(log_prob_fn(params, *(x[i] for x in pieces))[0])
+
+        found = jax.lax.fori_loop(0, _num_in_use(ids), step, jnp.zeros(ids.shape, jnp.float32))
+        return whole_batch(found, mesh)
 
     by_row = PartitionSpec(DATA_AXIS)
     return over_shards(shard, mesh, (PartitionSpec(), by_row), by_row)(params, rows)
@@ -150,6 +169,13 @@ def token_cuts(batch: Batch, settings: UpdateSettings, mesh: Mesh | None) -> lis
 
 def num_computed_tokens(batch: Batch, settings: UpdateSettings, mesh: Mesh | None = None) -> int:
     """Tokens that an update or `compute_log_probs` goes through, padding included."""
+    rows, length = batch.tokens.shape
     if not settings.micro_batch_tokens:
-        return int(np.prod(batch.tokens.shape))
+        if isinstance(batch, PackedBatch) and settings.micro_batch_rows:
+            pieces = np.any(np.asarray(batch.tree_ids), axis=1).reshape(
+                num_row_shards(mesh), -1, settings.micro_batch_rows
+            )
+            in_use = np.flatnonzero(pieces.any(axis=(0, 2)))
+            rows = rows // pieces.shape[1] * int(in_use.max(initial=-1) + 1)  # what is behind is skipped
+        return int(rows * length)
     return sum(len(cut.rows) * cut.length for cut in token_cuts(batch, settings, mesh))

@@ -12,12 +12,11 @@ from deepsearch_jax.objective import AdvantageSettings, LossSettings
 from deepsearch_jax.policy import ModelConfig
 from deepsearch_jax.runtime.groups import (
     PackSettings,
-    choose_layout,
     drop_unteachable,
-    fine_bucket,
     node_advantages,
     pack,
 )
+from deepsearch_jax.runtime.layout import choose_layout, fine_bucket
 from deepsearch_jax.runtime.rollouts import Group, Response, bucket
 from deepsearch_jax.types import Outcome, PackedBatch, TokenBatch
 
@@ -216,11 +215,33 @@ def test_row_lengths_leave_little_padding_and_keep_to_the_micro_batch():
     # Two devices: 400 + 100 and 300 in rows of 512.
     assert choose_layout([400, 300, 100], 64, 2, 0)[1:] == (2, 448, 0)
     # A micro-batch of 512 tokens: one row of at most 512 at a time, though one of 1024 would do for all.
-    assert choose_layout([300, 200, 250, 250], 64, 1, 512)[1:] == (2, 512, 1)
+    # Two rows hold all; there is room for four trees of a row each, and what is not used is skipped.
+    layout = choose_layout([300, 200, 250, 250], 64, 1, 512)
+    assert layout == ([[0, 1], [2, 3], [], []], 4, 512, 1)
     # A tree longer than the micro-batch gets a row that holds it.
     layout = choose_layout([900, 100], 64, 1, 512)
     assert layout.length >= 900
     assert layout.micro_batch_rows == 1
+
+
+@pytest.mark.parametrize(("num_devices", "limit"), [(1, 0), (2, 0), (2, 384)])
+def test_coarse_layouts_repeat_their_shapes_whatever_trees_come(num_devices, limit):
+    rng = np.random.default_rng(0)
+    shapes = set()
+    for _ in range(50):
+        lengths = rng.integers(20, 150, rng.integers(1, 65))
+        layout = choose_layout(list(lengths), 48, num_devices, limit, max_trees=64, is_coarse=True)
+        shapes.add(layout[1:])
+        assert sorted(tree for row in layout.rows for tree in row) == list(range(len(lengths)))
+        assert max(sum(lengths[tree] for tree in row) for row in layout.rows) <= layout.length
+        by_device = np.array([bool(row) for row in layout.rows]).reshape(num_devices, -1)
+        assert np.ptp(by_device.sum(axis=1)) <= 1  # each device has its share
+        assert (np.diff(by_device.astype(int), axis=1) <= 0).all()  # in front
+        assert layout.micro_batch_rows * layout.length <= (limit or 2048)
+        assert layout.num_rows % (num_devices * layout.micro_batch_rows) == 0
+    # 48 x 2, of a batch whose trees are all short, and 48 x 4.
+    assert {shape[1] for shape in shapes} <= {96, 192}
+    assert len(shapes) == len({shape[1] for shape in shapes})
 
 
 @pytest.mark.parametrize("multiple", [1, 64])

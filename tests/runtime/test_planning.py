@@ -70,13 +70,14 @@ def test_training_keeps_less_of_a_device_where_it_is_spread():
 
 
 def test_the_longest_rows_of_the_papers_setting():
-    rows, trees = longest_rows(settings_of("deepsearch_1_5b", "h200", path="x"), 16, 2048)
+    model, _ = planned_model(settings_of("deepsearch_1_5b", "h200", path="x"), "r1-distill-1.5b", find_chip("h100"))
+    rows, trees = longest_rows(settings_of("deepsearch_1_5b", "h200", path="x"), model, 16, 2048)
     # 2,048 tokens of prompt and 64 x 256 of response; 32 problems of 8 responses; trees end at their limit.
     assert (rows.length, rows.num_rows, rows.micro_batch_rows) == (18432, 256, 1)
     assert (trees.length, trees.num_rows, trees.micro_batch_rows) == (4 * 18432, 32, 1)
-    (alone,) = longest_rows(settings_of("deepsearch_1_5b", "v5e16", path="x"), 16, 2048)
+    (alone,) = longest_rows(settings_of("deepsearch_1_5b", "v5e16", path="x"), model, 16, 2048)
     assert not alone.is_trees
-    _, free = longest_rows(settings_of("deepsearch_1_5b", "paper", path="x"), 8, 2048)
+    _, free = longest_rows(settings_of("deepsearch_1_5b", "paper", path="x"), model, 8, 2048)
     assert free.length >= 2048 + 8 * 64 * 256
 
 

@@ -15,7 +15,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from deepsearch_jax.decode import DecodeSettings
 from deepsearch_jax.policy import ModelConfig, blocks_for, compiling_for
 from deepsearch_jax.runtime.device import Prompts
-from deepsearch_jax.runtime.groups import fine_bucket
+from deepsearch_jax.runtime.layout import coarse_rows, fine_bucket, has_few_operations
 from deepsearch_jax.runtime.learning import Learner, sampling_params
 from deepsearch_jax.runtime.memory import abstract_state, page_bytes, pool_pages, settle_pool, state_bytes
 from deepsearch_jax.runtime.planning.chips import Chip
@@ -171,7 +171,7 @@ def make_plan(
         own = Learner(settings, model, run_mesh, pathlib.Path("."), rollout_mesh=run_mesh)
         forms = [
             (rows, compile_update(own if blocks_for(rows.length) is None else learner, state, rows))
-            for rows in longest_rows(settings, shards, prompt_length)
+            for rows in longest_rows(settings, model, shards, prompt_length)
         ]
         program, num_slots, num_batches, prompt_room = search_program(
             settings, compiled_model, num_devices, chip, prompt_length,
@@ -232,7 +232,7 @@ def _run_mesh(num_devices: int) -> Mesh | None:
     return Mesh(np.array(jax.devices()[:num_devices]), ("data",), axis_types=(AxisType.Auto,))
 
 
-def longest_rows(settings: RunSettings, shards: int, prompt_length: int) -> list[Rows]:
+def longest_rows(settings: RunSettings, model: ModelConfig, shards: int, prompt_length: int) -> list[Rows]:
     """Rows of one response, and of trees where the settings allow them, as long and as many as they can be.
 
     A tree is longest where its trajectories have nothing but the prompt in common.
@@ -252,10 +252,15 @@ def longest_rows(settings: RunSettings, shards: int, prompt_length: int) -> list
     if pack.trees != "never":
         tree = prompt_length + per_problem * search.max_response_length
         tree = min(tree, pack.max_tree_tokens or tree)
-        room = fine_bucket(tree, pack.row_multiple)
-        micro_batch_rows = max(budget // room, 1) if budget else 0
-        unit = shards * max(micro_batch_rows, 1)
-        found.append(Rows(True, -(-settings.rounds.update_problems // unit) * unit, room, micro_batch_rows))
+        num_trees = settings.rounds.update_problems
+        if has_few_operations(model, num_trees * tree):
+            room, num_rows, at_once = coarse_rows(tree, num_trees, pack.row_multiple, shards, budget)
+        else:
+            room = fine_bucket(tree, pack.row_multiple)
+            at_once = max(budget // room, 1) if budget else 0
+            unit = shards * max(at_once, 1)
+            num_rows = -(-num_trees // unit) * unit
+        found.append(Rows(True, num_rows, room, at_once))
     return found
 
 
