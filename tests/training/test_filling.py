@@ -89,6 +89,16 @@ def test_devices_skip_what_is_filling(trees):
     assert tokens == 4 * LENGTH
 
 
+def test_devices_of_a_mesh_that_spreads_parameters_skip_it_too(trees):
+    auto = (jax.sharding.AxisType.Auto,) * 2
+    mesh = jax.make_mesh((2, 2), ("data", "fsdp"), devices=jax.devices()[:4], axis_types=auto)
+    expected, _, _ = run(trees, [[0], [1], [2], [3], [4]], 8, 0)
+    found, _, tokens = run(trees, [[0], [4], [], [1], [], [], [2], [], [], [3], [], []], 12, 1, mesh)
+    assert tokens == 8 * LENGTH  # two of three micro-batches of a row a device
+    chex.assert_trees_all_close(found[0], expected[0], rtol=1e-5, atol=1e-6)
+    chex.assert_trees_all_close(found[1], expected[1], rtol=1e-5, atol=1e-6)
+
+
 def test_a_batch_of_filling_alone_changes_nothing():
     before = jax.device_get(init_params())
     (params, metrics, _), count, _ = run([], [], 4, 2)
