@@ -17,6 +17,11 @@ class AlarmSettings:
       entropy_floor: nats; `entropy` below it.
       grad_norm_ceiling: `grad_norm` (before clipping) above it.
       clip_fraction_ceiling: share of tokens; `pg_clipfrac` above it.
+      dual_clip_fraction_ceiling: share of tokens; `pg_clipfrac_lower` above it.
+      mean_ratio_ceiling: `mean_ratio` above it; on policy it is 1.
+      log_ratio_ceiling: nats; `max_abs_log_ratio` above it: one token whose probability changed by more than e to that.
+      importance_mean_ceiling: `importance_weight_mean` above it.
+      importance_max_ceiling: `importance_weight_max` above it.
       decode_train_gap_ceiling: nats; `max_decode_train_gap` above it.
       truncated_share_ceiling: share of responses; `truncated_share` above it.
       patience: steps in a row beyond a limit before its alarm is raised.
@@ -26,6 +31,11 @@ class AlarmSettings:
     entropy_floor: float = 0.0
     grad_norm_ceiling: float = 0.0
     clip_fraction_ceiling: float = 0.0
+    dual_clip_fraction_ceiling: float = 0.0
+    mean_ratio_ceiling: float = 0.0
+    log_ratio_ceiling: float = 0.0
+    importance_mean_ceiling: float = 0.0
+    importance_max_ceiling: float = 0.0
     decode_train_gap_ceiling: float = 0.0
     truncated_share_ceiling: float = 0.0
     patience: int = 3
@@ -37,6 +47,7 @@ class AlarmSettings:
                 raise ValueError(f"{limit.name}={limit.value} must be at least 0; 0 switches the alarm off")
         for name, value in (
             ("clip_fraction_ceiling", self.clip_fraction_ceiling),
+            ("dual_clip_fraction_ceiling", self.dual_clip_fraction_ceiling),
             ("truncated_share_ceiling", self.truncated_share_ceiling),
         ):
             if value >= 1:
@@ -55,6 +66,11 @@ class AlarmSettings:
             Limit("entropy_floor", "entropy", self.entropy_floor, is_floor=True),
             Limit("grad_norm_ceiling", "grad_norm", self.grad_norm_ceiling),
             Limit("clip_fraction_ceiling", "pg_clipfrac", self.clip_fraction_ceiling),
+            Limit("dual_clip_fraction_ceiling", "pg_clipfrac_lower", self.dual_clip_fraction_ceiling),
+            Limit("mean_ratio_ceiling", "mean_ratio", self.mean_ratio_ceiling),
+            Limit("log_ratio_ceiling", "max_abs_log_ratio", self.log_ratio_ceiling),
+            Limit("importance_mean_ceiling", "importance_weight_mean", self.importance_mean_ceiling),
+            Limit("importance_max_ceiling", "importance_weight_max", self.importance_max_ceiling),
             Limit("decode_train_gap_ceiling", "max_decode_train_gap", self.decode_train_gap_ceiling),
             Limit("truncated_share_ceiling", "truncated_share", self.truncated_share_ceiling),
         )

@@ -4,10 +4,15 @@ import pytest
 
 from deepsearch_jax.runtime.alarms import AlarmSettings, check_alarms
 
-HEALTHY = {"entropy": 0.5, "grad_norm": 1.0, "pg_clipfrac": 0.01, "max_decode_train_gap": 0.1, "truncated_share": 0.2}
+HEALTHY = {
+    "entropy": 0.5, "grad_norm": 1.0, "pg_clipfrac": 0.01, "pg_clipfrac_lower": 0.0, "mean_ratio": 1.0,
+    "max_abs_log_ratio": 0.2, "importance_weight_mean": 1.0, "importance_weight_max": 1.5, "max_decode_train_gap": 0.1,
+    "truncated_share": 0.2,
+}  # fmt: skip
 LIMITS = AlarmSettings(
     entropy_floor=0.3, grad_norm_ceiling=5.0, clip_fraction_ceiling=0.1, decode_train_gap_ceiling=1.0,
-    truncated_share_ceiling=0.5, patience=1,
+    truncated_share_ceiling=0.5, dual_clip_fraction_ceiling=0.01, mean_ratio_ceiling=1.1, log_ratio_ceiling=3.0,
+    importance_mean_ceiling=1.2, importance_max_ceiling=8.0, patience=1,
 )  # fmt: skip
 
 
@@ -24,6 +29,12 @@ def names(alarms):
         ({"pg_clipfrac": 0.11}, "clip_fraction_ceiling"),
         ({"max_decode_train_gap": 1.1}, "decode_train_gap_ceiling"),
         ({"truncated_share": 0.51}, "truncated_share_ceiling"),
+        ({"pg_clipfrac_lower": 0.02}, "dual_clip_fraction_ceiling"),
+        ({"mean_ratio": 1.2}, "mean_ratio_ceiling"),
+        ({"mean_ratio": float("inf")}, "mean_ratio_ceiling"),
+        ({"max_abs_log_ratio": 3.1}, "log_ratio_ceiling"),
+        ({"importance_weight_mean": 1.3}, "importance_mean_ceiling"),
+        ({"importance_weight_max": 8.1}, "importance_max_ceiling"),
     ],
 )
 def test_each_limit_has_its_metric_and_its_side(change, name):
