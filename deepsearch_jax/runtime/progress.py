@@ -11,6 +11,7 @@ from rich.console import Console
 
 from deepsearch_jax.runtime.metrics import MACHINE_KEY
 from deepsearch_jax.runtime.panel import LivePanel, PanelState, clock
+from deepsearch_jax.runtime.watchdog import Pulse
 
 _PLAIN_INTERVAL_S = 30.0  # a log file gets a line of a running phase at most this often
 
@@ -25,12 +26,14 @@ class Reporter:
       phase_cpu_seconds: CPU seconds of this process in each phase since the last `take_cpu_times`; those of the
         verifier's worker processes are not in them.
       panel_cpu_seconds: CPU time that panels have taken until they were closed.
+      pulse: the last sign of life, for a watchdog.
     """
 
     def __init__(self, console: Console | None = None):
         self.console = console or Console(file=sys.stdout, highlight=False, soft_wrap=True)
         self.phase_seconds: dict[str, float] = {}
         self.phase_cpu_seconds: dict[str, float] = {}
+        self.pulse = Pulse()
         self._started = time.monotonic()
         self._last_plain = 0.0
         self._state = PanelState()
@@ -43,6 +46,7 @@ class Reporter:
         """Times what runs inside under `name`; `total` is the number of `advance` units expected."""
         begin, cpu_begin = time.monotonic(), time.process_time()
         self._last_plain = begin
+        self.pulse.beat(name)
         state = self._state
         state.done, state.detail, state.total, state.phase_began, state.phase = 0.0, "", total, begin, name
         if self._panel is None and LivePanel.suits(self.console):
@@ -52,6 +56,7 @@ class Reporter:
             yield
         finally:
             state.phase = ""
+            self.pulse.beat(f"what follows {name}")
             self.phase_seconds[name] = self.phase_seconds.get(name, 0.0) + time.monotonic() - begin
             self.phase_cpu_seconds[name] = self.phase_cpu_seconds.get(name, 0.0) + time.process_time() - cpu_begin
 
@@ -59,6 +64,7 @@ class Reporter:
         """Says that `done` units of the current phase are finished."""
         state = self._state
         state.done, state.detail = done, detail
+        self.pulse.beat(state.phase)
         if self._panel is None and time.monotonic() - self._last_plain > _PLAIN_INTERVAL_S:
             self._last_plain = time.monotonic()
             of = f"/{state.total}" if state.total else ""

@@ -20,6 +20,7 @@ from deepsearch_jax.runtime.report import draw_curves, print_table
 from deepsearch_jax.runtime.settings import ModelSettings, RunSettings
 from deepsearch_jax.runtime.tasks import Task, build_task
 from deepsearch_jax.runtime.trainer import Trainer
+from deepsearch_jax.runtime.watchdog import Watchdog
 from deepsearch_jax.runtime.workdir import Workdir
 from deepsearch_jax.training import gather
 from deepsearch_jax.tree import SearchSettings
@@ -53,7 +54,10 @@ def run(
     place = Workdir(workdir, is_owner=is_first())
     task: Task | None = None
     trainer: Trainer | None = None
+    stalls = "stall.txt" if is_first() else f"stall_{jax.process_index()}.txt"
+    watchdog = Watchdog(settings.watchdog, reporter.pulse, place.path / stalls, reporter.line)
     stop.install()
+    watchdog.start()
     try:
         place.check_config(config)
         enable_compile_cache(settings.compile_cache)
@@ -91,6 +95,7 @@ def run(
             trainer.close()
         if task is not None:
             task.close()
+        watchdog.stop()
         stop.restore()
         place.close()
 

@@ -15,6 +15,7 @@ from deepsearch_jax.runtime.loggers import LoggerSettings
 from deepsearch_jax.runtime.meshes import MeshSettings
 from deepsearch_jax.runtime.rollout_settings import RolloutSettings
 from deepsearch_jax.runtime.tasks import TaskSettings
+from deepsearch_jax.runtime.watchdog import WatchdogSettings
 from deepsearch_jax.training import UpdateSettings
 from deepsearch_jax.tree import SearchSettings
 
@@ -180,6 +181,7 @@ class RunSettings:
     checkpoint: CheckpointSettings = CheckpointSettings()
     alarms: AlarmSettings = AlarmSettings()
     loggers: LoggerSettings = LoggerSettings()
+    watchdog: WatchdogSettings = WatchdogSettings()
     old_log_probs: str = "recompute"
     num_devices: int = 0
     mesh: MeshSettings = MeshSettings()

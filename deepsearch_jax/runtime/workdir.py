@@ -19,6 +19,7 @@ FREE_KEYS = (
     "rounds.num_rounds",
     "alarms.",
     "loggers.",
+    "watchdog.",
     "checkpoint.",
     "task.math.verify.num_workers",
     "optimizer.learning_rate",
