@@ -103,7 +103,7 @@ def test_every_setting_is_read_somewhere():
         ({"num_devices": -1}, "num_devices=-1 must be at least 0"),
         ({"seed": -1}, "seed=-1 must be at least 0"),
         ({"log_prob_chunk": 0}, "log_prob_chunk=0 must be at least 1"),
-        ({"max_skipped_updates": 0}, "max_skipped_updates=0 must be at least 1"),
+        ({"guards": {"max_skipped_updates": 0}}, "max_skipped_updates=0 must be at least 1"),
         ({"loss": {"importance_cap": 0.5}}, "importance_cap=0.5 must be at least 1"),
         ({"alarms": {"stop": True}}, "stop=True, but no limit is set"),
         ({"cache": {"capacity": -3}}, "capacity=-3 must be at least 0"),

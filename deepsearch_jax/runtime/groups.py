@@ -135,9 +135,8 @@ def node_advantages(groups: Sequence[Group], settings: AdvantageSettings) -> lis
             depth = len(response.segment_lengths)
             values[g, m, :depth], nodes[g, m, :depth] = response.node_values, response.segment_lengths
             scores[g, m], lengths[g, m] = response.reward, len(response.tokens)
-    advantages = np.asarray(
-        _batched_advantages(values, nodes, scores, lengths, terminals, is_terminal, settings=settings)
-    )
+    arrays = jax.device_put((values, nodes, scores, lengths, terminals, is_terminal))
+    advantages = jax.device_get(_batched_advantages(*arrays, settings=settings))
     return [
         [advantages[g, m, : len(response.segment_lengths)] for m, response in enumerate(group.responses)]
         for g, group in enumerate(groups)
@@ -251,5 +250,5 @@ def _response_rows(all_paths: Sequence[Paths], trees: Sequence[TokenTree], num_r
     # Host arrays on purpose: the update places them.
     return TokenBatch(
         tokens, segment_ids, loss_mask, token_advantages,  # type: ignore[arg-type]
-        old_log_probs=np.nan_to_num(sampled), sampler_log_probs=sampled,  # type: ignore[arg-type]
+        old_log_probs=np.where(np.isnan(sampled), np.float32(0), sampled), sampler_log_probs=sampled,  # type: ignore[arg-type]
     )  # fmt: skip

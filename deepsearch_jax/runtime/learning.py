@@ -27,6 +27,7 @@ from deepsearch_jax.policy import (
 )
 from deepsearch_jax.runtime.decode_gap import DecodeTrainGap
 from deepsearch_jax.runtime.groups import Packed, drop_unteachable, node_advantages, pack
+from deepsearch_jax.runtime.kept_batches import BatchKeeper, Origin, problems_of
 from deepsearch_jax.runtime.meshes import build_train_mesh
 from deepsearch_jax.runtime.rollout_settings import RolloutSettings
 from deepsearch_jax.runtime.rollouts import Group, chunks
@@ -34,12 +35,14 @@ from deepsearch_jax.runtime.settings import RunSettings
 from deepsearch_jax.training import (
     Batch,
     LogProbFn,
+    RowReport,
     TrainState,
     UpdateSettings,
     check_rows,
     compute_log_probs,
     gather,
     init_train_state,
+    inspect_row,
     lower_update,
     num_computed_tokens,
     num_row_shards,
@@ -50,10 +53,6 @@ from deepsearch_jax.training import (
 from deepsearch_jax.types import PackedBatch, TokenBatch
 
 _ADAPTERS_STREAM = 2**31 - 2  # counter of the key that fresh adapters are drawn with; no purpose of a sampler
-
-
-class TooManySkipped(RuntimeError):
-    """Non-finite updates followed each other; the last batch is on disk."""
 
 
 class Learner:
@@ -70,7 +69,7 @@ class Learner:
         Raises:
           ValueError: devices or the smallest batch do not divide.
         """
-        self.settings, self._model, self._workdir = settings, model, workdir
+        self.settings, self._model = settings, model
         self._rollout_mesh, self._mesh = rollout_mesh, build_train_mesh(mesh, settings.mesh)
         if not settings.optimizer.micro_batch_tokens:
             check_rows(settings.pack.min_rows, num_row_shards(self._mesh), settings.optimizer.micro_batch_rows)
@@ -87,6 +86,8 @@ class Learner:
         )
         self._base: Any = None  # the frozen parameters, where adapters are trained
         self._last_batch: Batch | None = None
+        self._last_supervised: tuple[Batch, float, Any] | None = None
+        self._keeper = BatchKeeper(settings, model, self._mesh, workdir, lambda: self.base_fingerprint)
 
     @property
     def mesh(self) -> Mesh | None:
@@ -152,23 +153,46 @@ class Learner:
 
     def supervised(self, state: TrainState, batch: TokenBatch, learning_rate: float) -> tuple[TrainState, jax.Array]:
         """One step of the warm start; returns its loss."""
+        state, metrics = self.supervised_with_metrics(state, batch, learning_rate)
+        self._last_supervised = batch, learning_rate, metrics
+        return state, metrics["loss"]
+
+    def supervised_with_metrics(
+        self, state: TrainState, batch: TokenBatch, learning_rate: float
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        """The same with all metrics, as `update` gives them."""
         settings = dataclasses.replace(
             self.settings.warm_start, learning_rate=learning_rate, state_dtype=self.settings.optimizer.state_dtype
         )
-        state, metrics = supervised_update(state, batch, self._log_prob_fn, settings, self._mesh, frozen=self._base)
-        return state, metrics["loss"]
+        return supervised_update(state, batch, self._log_prob_fn, settings, self._mesh, frozen=self._base)
+
+    def check_supervised(self, state: TrainState, step: int) -> None:
+        """Stops a warm start whose steps are not finite any more, as `learn` does; waits for the last one.
+
+        Args:
+          step: supervised steps done.
+        Raises:
+          TooManySkipped: guards.max_skipped_updates of them followed each other; the last batch is kept.
+        """
+        if self._last_supervised is not None and self._are_too_many(state):
+            batch, rate, metrics = self._last_supervised
+            origin = Origin(step=step - 1, warm_start_rate=rate)
+            self._keeper.stop_at(state, batch, jax.device_get(metrics), origin)
 
     def reference(self, state: TrainState) -> Any:
         """A copy of the parameters in compute dtype, to hold the policy near to; None where nothing asks for it."""
         return _frozen(state.params, model=self._model) if self.settings.loss.kl_coefficient else None
 
     def learn(
-        self, state: TrainState, groups: Sequence[Group], reference: Any = None
+        self, state: TrainState, groups: Sequence[Group], reference: Any = None, *, counters: tuple[int, int] = (0, 0)
     ) -> tuple[TrainState, dict[str, Any]]:
         """The updates of one step. Groups without a signal are dropped first; nothing left means no update.
 
         Args:
           reference: what `reference` gave before the first step.
+          counters: round and step, as for the rollouts; they name batches that are kept.
+        Raises:
+          TooManySkipped: guards.max_skipped_updates updates in a row were not finite; the last batch is kept.
         """
         settings = self.settings
         kept, dropped = drop_unteachable(groups, settings.advantage, settings.degenerate)
@@ -201,19 +225,45 @@ class Learner:
             num_computed_tokens(batch, self._cut(packed), self._mesh) for batch, packed in ready
         )
         totals: list[dict[str, Any]] = []
-        for batch, packed in ready:
+        for number, ((batch, packed), some) in enumerate(zip(ready, chunks(kept, share), strict=True)):
             self._last_batch = batch
-            cut = self._cut(packed)
-            state, metrics = update(state, batch, self._log_prob_fn, settings.loss, cut, self._mesh, frozen=self._base)
-            totals.append(jax.device_get(metrics))
+            origin = Origin(*counters, number, problems_of(some), packed.micro_batch_rows)
+            is_kept = counters[1] + 1 == settings.guards.save_batch_at
+            before = jax.tree.map(jnp.copy, state) if is_kept else None  # the update takes the state over
+            state, metrics = self.update(state, batch, packed.micro_batch_rows)
+            totals.append(metrics)
+            if before is not None:
+                self._keeper.save(f"batch_{counters[1] + 1}_{number}", before, batch, metrics, origin)
             if len(totals) == 1 and not self._is_recomputed(packed):
                 # The first update's own forward is that of the policy that sampled; a later one's is not any more.
                 gaps.add_measured(totals[0])
-            self._check_skipped(state)
+            if self._are_too_many(state):
+                self._keeper.stop_at(state, batch, metrics, origin)
         learned = _mean_metrics(totals)
         if not self.settings.loss.kl_coefficient:
             learned["kl_to_reference"] = None
-        return state, {**values, **gaps.metrics(), **learned, "skipped_updates": int(state.num_skipped)}
+        return state, {**values, **gaps.metrics(), **learned, "skipped_updates": int(jax.device_get(state.num_skipped))}
+
+    def update(self, state: TrainState, batch: Batch, micro_batch_rows: int) -> tuple[TrainState, dict[str, Any]]:
+        """One update on the policy loss, and its metrics on the host; see `Packed` for the rows."""
+        cut = dataclasses.replace(self._update_settings, micro_batch_rows=micro_batch_rows)
+        loss = self.settings.loss
+        state, metrics = update(state, batch, self._log_prob_fn, loss, cut, self._mesh, frozen=self._base)
+        return state, jax.device_get(metrics)
+
+    def inspect(self, params: Any, row: Batch, *, is_supervised: bool) -> RowReport:
+        """Forward and backward pass of one row alone, on one device.
+
+        Args:
+          params: those that are trained.
+          is_supervised: on the loss of the warm start.
+        """
+        return inspect_row(
+            params, self._base, row,
+            log_prob_fn=_log_prob_fn(self._model, self.settings.log_prob_chunk, self.settings.lora.scale),
+            loss_settings=None if is_supervised else self.settings.loss,
+            settings=dataclasses.replace(self._update_settings, micro_batch_rows=0, micro_batch_tokens=0),
+        )  # fmt: skip
 
     def _cut(self, packed: Packed) -> UpdateSettings:
         """The update's settings with the micro-batches that fit this batch."""
@@ -224,12 +274,12 @@ class Learner:
         batch, cut = packed.batch, self._cut(packed)
         if reference is not None:
             whole = self._with_base(reference)
-            of_reference = compute_log_probs(whole, batch, self._log_prob_fn, cut, self._mesh)
+            of_reference = jax.device_get(compute_log_probs(whole, batch, self._log_prob_fn, cut, self._mesh))
             batch = dataclasses.replace(batch, reference_log_probs=of_reference)
         if not self._is_recomputed(packed):
             return batch
         params = self._with_base(state.params)
-        log_probs = np.asarray(compute_log_probs(params, batch, self._log_prob_fn, cut, self._mesh))
+        log_probs = jax.device_get(compute_log_probs(params, batch, self._log_prob_fn, cut, self._mesh))
         trained = np.asarray(batch.sums.num_paths > 0 if isinstance(batch, PackedBatch) else batch.loss_mask)
         gaps.add(log_probs, batch)
         old = np.where(trained, log_probs, 0).astype(np.float32)
@@ -240,31 +290,9 @@ class Learner:
         is_from_sampler = self.settings.old_log_probs == "sampler" and packed.is_known
         return not self._update_settings.on_policy and not is_from_sampler
 
-    def _check_skipped(self, state: TrainState) -> None:
-        """Stops a run whose updates are not finite any more.
-
-        Raises:
-          TooManySkipped: max_skipped_updates of them followed each other; the last batch is saved for inspection.
-        """
-        in_a_row = int(state.num_skipped_in_a_row)
-        batch = self._last_batch
-        if in_a_row < self.settings.max_skipped_updates or batch is None:
-            return
-        path = self._workdir / "non_finite_batch.npz"
-        np.savez_compressed(path, **_named_arrays(batch))  # type: ignore[arg-type]  # names of arrays
-        raise TooManySkipped(
-            f"loss or gradient was not finite in {in_a_row} updates in a row; the last batch is in {path}. "
-            "Lower optimizer.learning_rate or optimizer.max_grad_norm and start again in the same workdir"
-        )
-
-
-def _named_arrays(batch: Batch) -> dict[str, np.ndarray]:
-    """Fields of a batch by name, those of its sums beside them; what is not there is left out."""
-    fields = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
-    if isinstance(batch, PackedBatch):
-        sums = fields.pop("sums")
-        fields |= {f.name: getattr(sums, f.name) for f in dataclasses.fields(sums)}
-    return {name: np.asarray(value) for name, value in fields.items() if value is not None}
+    def _are_too_many(self, state: TrainState) -> bool:
+        """Whether the last updates were skipped so often that the run must not go on."""
+        return int(jax.device_get(state.num_skipped_in_a_row)) >= self.settings.guards.max_skipped_updates
 
 
 @functools.partial(jax.jit, static_argnames="model")

@@ -117,7 +117,12 @@ def build_policy(settings: ModelSettings, task: Task, search: SearchSettings, se
         + search.max_response_length), eos_ids=tuple(task.tokenizer.eos_ids), pad_id=task.tokenizer.pad_id,
         param_dtype=settings.param_dtype, compute_dtype=compute_dtype, remat=settings.remat,
     )  # fmt: skip
-    return model, init_params(model, jax.random.fold_in(jax.random.key(seed), _PARAMS_STREAM))
+    return model, draw_params(model, seed)
+
+
+def draw_params(model: ModelConfig, seed: int) -> Any:
+    """The parameters that a policy from nothing starts with."""
+    return init_params(model, jax.random.fold_in(jax.random.key(seed), _PARAMS_STREAM))
 
 
 def _headline(settings: RunSettings, task: Task, params: Any, mesh: Mesh | None) -> str:

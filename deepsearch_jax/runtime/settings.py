@@ -11,6 +11,7 @@ from deepsearch_jax.runtime.checkpoints import CheckpointSettings
 from deepsearch_jax.runtime.confidence import ConfidenceSettings
 from deepsearch_jax.runtime.evaluate import EvaluationSettings
 from deepsearch_jax.runtime.groups import PackSettings
+from deepsearch_jax.runtime.guards import GuardSettings
 from deepsearch_jax.runtime.loggers import LoggerSettings
 from deepsearch_jax.runtime.meshes import MeshSettings
 from deepsearch_jax.runtime.rollout_settings import RolloutSettings
@@ -154,7 +155,6 @@ class RunSettings:
       old_log_probs: "recompute" by the training forward, or from the "sampler".
       num_devices: devices used; 0 takes all.
       mesh: how the update spreads the parameters over them.
-      max_skipped_updates: non-finite updates in a row after which the run stops and saves the batch.
       compile_cache: where compiled programs are kept for the next start: "auto" (below the user's cache directory, or
         where JAX_COMPILATION_CACHE_DIR says), "off", or a directory.
     """
@@ -181,18 +181,18 @@ class RunSettings:
     checkpoint: CheckpointSettings = CheckpointSettings()
     alarms: AlarmSettings = AlarmSettings()
     loggers: LoggerSettings = LoggerSettings()
+    guards: GuardSettings = GuardSettings()
     watchdog: WatchdogSettings = WatchdogSettings()
     old_log_probs: str = "recompute"
     num_devices: int = 0
     mesh: MeshSettings = MeshSettings()
-    max_skipped_updates: int = 5
     compile_cache: str = "auto"
 
     def __post_init__(self) -> None:
         _check_choice("method", self.method, METHODS)
         _check_choice("old_log_probs", self.old_log_probs, OLD_LOG_PROBS)
         _check_at_least(self, 0, "seed", "num_devices")
-        _check_at_least(self, 1, "max_skipped_updates", "log_prob_chunk")
+        _check_at_least(self, 1, "log_prob_chunk")
         if self.search.num_grafts:
             raise ValueError(
                 f"search.num_grafts={self.search.num_grafts} is chosen by the run; set rounds.search_when='no_signal' "

@@ -174,16 +174,17 @@ class Trainer:
             return
         with self.reporter.phase("warm start"):
             begin = self.position.warm_start_step
-            last_loss = jnp.float32(jnp.nan)
+            last_loss: Any = np.float32(np.nan)
             while (item := self.task.warm_start(self.position.warm_start_step)) is not None:
                 self._pause_in_warm_start(last_loss)
                 batch, learning_rate = item
                 train, last_loss = self._learner.supervised(self.arrays.train, batch, learning_rate)
                 self.arrays = dataclasses.replace(self.arrays, train=train)
                 self.position.warm_start_step += 1
+        self._learner.check_supervised(self.arrays.train, self.position.warm_start_step)
         train = self._learner.fresh_optimizer(self.arrays.train)
         self.arrays = dataclasses.replace(self.arrays, train=train, reference=self._learner.reference(train))
-        times, loss = self.reporter.take_times(), float(last_loss)
+        times, loss = self.reporter.take_times(), float(jax.device_get(last_loss))
         steps = self.position.warm_start_step
         self._write("warm_start", {"loss": loss, "warm_start_steps": steps}, times)
         self.reporter.line(f"warm start: {steps - begin} supervised steps, {sum(times.values()):.0f}s, loss {loss:.3f}")
@@ -193,8 +194,9 @@ class Trainer:
         """Progress, stop requests and checkpoints between two supervised steps, now and then."""
         step = self.position.warm_start_step
         if step % _WARM_START_CHUNK == 0:
-            self.reporter.advance(step, f"loss {float(loss):.3f}")
+            self.reporter.advance(step, f"loss {float(jax.device_get(loss)):.3f}")
             self._stop.check()
+            self._learner.check_supervised(self.arrays.train, step)
         if step and step % (_WARM_START_PER_STEP * self.settings.checkpoint.every_steps) == 0:
             self._save(wait=False)
 
@@ -294,7 +296,9 @@ class Trainer:
         position, before = self.position, self._sampler.generated_tokens
         drawn, groups = self._sample()
         with self.reporter.phase("update"):
-            train, learned = self._learner.learn(self.arrays.train, groups, self.arrays.reference)
+            train, learned = self._learner.learn(
+                self.arrays.train, groups, self.arrays.reference, counters=(position.round_index, position.step)
+            )
         num_correct, num_samples = self._known_rates(drawn)
         self.arrays = dataclasses.replace(
             self.arrays, train=train, cache=drawn.cache, num_correct=num_correct, num_samples=num_samples

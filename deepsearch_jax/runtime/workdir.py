@@ -19,6 +19,7 @@ FREE_KEYS = (
     "rounds.num_rounds",
     "alarms.",
     "loggers.",
+    "guards.",
     "watchdog.",
     "checkpoint.",
     "task.math.verify.num_workers",

@@ -8,6 +8,7 @@ from deepsearch_jax.training.gradients import (
     model_inputs,
     num_computed_tokens,
 )
+from deepsearch_jax.training.inspection import RowReport, by_layer, inspect_row
 from deepsearch_jax.training.optimizer import UpdateSettings, learning_rate, make_optimizer
 from deepsearch_jax.training.packing import Paths, TokenTree, first_fit, pack_rows, token_tree
 from deepsearch_jax.training.placement import gather, put
@@ -20,15 +21,18 @@ __all__ = [
     "Cut",
     "LogProbFn",
     "Paths",
+    "RowReport",
     "TokenTree",
     "TrainState",
     "UpdateSettings",
+    "by_layer",
     "check_rows",
     "compute_log_probs",
     "cut_by_tokens",
     "first_fit",
     "gather",
     "init_train_state",
+    "inspect_row",
     "learning_rate",
     "lower_update",
     "make_optimizer",

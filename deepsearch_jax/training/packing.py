@@ -161,5 +161,5 @@ def pack_rows(trees: Sequence[TokenTree], rows: Sequence[Sequence[int]], num_row
     # Host arrays on purpose: the update places them.
     return PackedBatch(
         tokens, tree_ids, positions, parents, ends, TokenSums(**sums),  # type: ignore[arg-type]
-        old_log_probs=np.nan_to_num(sampled), divisors=divisors, sampler_log_probs=sampled,  # type: ignore[arg-type]
+        old_log_probs=np.where(np.isnan(sampled), np.float32(0), sampled), divisors=divisors, sampler_log_probs=sampled,  # type: ignore[arg-type]
     )  # fmt: skip

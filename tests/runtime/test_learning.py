@@ -11,7 +11,8 @@ from deepsearch_jax.data.problems import Problem
 from deepsearch_jax.objective import LossSettings
 from deepsearch_jax.policy import ModelConfig, init_params, token_log_probs
 from deepsearch_jax.runtime.groups import PackSettings
-from deepsearch_jax.runtime.learning import Learner, TooManySkipped
+from deepsearch_jax.runtime.guards import GuardSettings, TooManySkipped
+from deepsearch_jax.runtime.learning import Learner
 from deepsearch_jax.runtime.responses import Group, Response
 from deepsearch_jax.runtime.settings import RoundSettings
 from deepsearch_jax.training import UpdateSettings
@@ -130,7 +131,7 @@ def decode_train_gap(groups):
 
 def test_unknown_log_probs_are_computed_whatever_was_asked_for(tmp_path):
     settings = tiny_settings(pack=PackSettings(row_multiple=16, trees="always"), old_log_probs="sampler")
-    settings = dataclasses.replace(settings, max_skipped_updates=1)
+    settings = dataclasses.replace(settings, guards=GuardSettings(max_skipped_updates=1))
     learner = Learner(settings, MODEL, None, tmp_path)
     _, values = learner.learn(learner.init(init_params(MODEL, jax.random.key(0))), make_groups(2, with_log_probs=False))
     assert values["max_abs_log_ratio"] == 0  # its own, computed by the same pass
@@ -138,4 +139,4 @@ def test_unknown_log_probs_are_computed_whatever_was_asked_for(tmp_path):
     params = jax.tree.map(lambda w: w * np.nan, init_params(MODEL, jax.random.key(0)))
     with pytest.raises(TooManySkipped):
         learner.learn(learner.init(params), make_groups(2))
-    assert "parents" in np.load(tmp_path / "non_finite_batch.npz")
+    assert "parents" in np.load(tmp_path / "failed_batch" / "batch.npz")
