@@ -19,8 +19,9 @@ def sampler_gap(log_probs: jax.Array, sampler_log_probs: jax.Array | None, mask:
     if sampler_log_probs is None:
         return jnp.zeros(mask.shape, jnp.float32)
     sampled = at_least_float32(sampler_log_probs)
-    gap = at_least_float32(log_probs) - sampled
-    return jax.lax.stop_gradient(jnp.where(mask & ~jnp.isnan(sampled), gap, 0))
+    is_known = mask & ~jnp.isnan(sampled)
+    gap = at_least_float32(log_probs) - jnp.where(is_known, sampled, 0)
+    return jax.lax.stop_gradient(jnp.where(is_known, gap, 0))
 
 
 def importance_weights(log_weights: jax.Array, cap: float) -> tuple[jax.Array, jax.Array]:

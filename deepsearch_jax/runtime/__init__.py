@@ -3,6 +3,7 @@
 from deepsearch_jax.runtime.alarms import AlarmSettings, AlarmStop
 from deepsearch_jax.runtime.benchmarks import BenchmarkSettings, evaluate_benchmarks
 from deepsearch_jax.runtime.checkpoints import CheckpointError, CheckpointSettings
+from deepsearch_jax.runtime.debug import DebugSettings
 from deepsearch_jax.runtime.evaluate import EvaluationSettings
 from deepsearch_jax.runtime.guards import GuardSettings, TooManySkipped
 from deepsearch_jax.runtime.meshes import MeshSettings, build_mesh
@@ -18,6 +19,7 @@ __all__ = [
     "BenchmarkSettings",
     "CheckpointError",
     "CheckpointSettings",
+    "DebugSettings",
     "EvaluationSettings",
     "GuardSettings",
     "MeshSettings",

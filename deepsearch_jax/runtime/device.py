@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from deepsearch_jax.decode import DecodeRequest, DecodeSettings, StopTable, decode_children, init_pages, prefill
@@ -33,19 +34,23 @@ class Prompts(NamedTuple):
     keys: jax.Array
 
 
-def problem_keys(run_key: jax.Array, purpose: int, counters: tuple[int, int], keys: jax.Array) -> jax.Array:
+def problem_keys(run_key: jax.Array, purpose: int, counters: tuple[int, int], keys: np.ndarray) -> jax.Array:
     """One key a problem from (seed, purpose, round, step, problem key).
 
     Args:
       run_key: [] typed key made from the seed.
       purpose: which sampler asks; see rollouts.Purpose.
       counters: round and step.
-      keys: [B] int32 Problem.key.
+      keys: [B] int32 Problem.key; a host array.
     """
-    base = run_key
-    for counter in (purpose, *counters):
-        base = jax.random.fold_in(base, counter)
-    return jax.vmap(functools.partial(jax.random.fold_in, base))(keys)
+    return _problem_keys(run_key, *jax.device_put((np.array([purpose, *counters], np.int32), keys)))
+
+
+@jax.jit
+def _problem_keys(run_key: jax.Array, counters: jax.Array, keys: jax.Array) -> jax.Array:
+    for counter in counters:
+        run_key = jax.random.fold_in(run_key, counter)
+    return jax.vmap(functools.partial(jax.random.fold_in, run_key))(keys)
 
 
 def per_shard(body: Callable[..., Any], mesh: Mesh | None, in_specs: Any, out_specs: Any) -> Callable[..., Any]:

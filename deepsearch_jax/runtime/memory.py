@@ -44,7 +44,7 @@ def abstract_state(model: ModelConfig, optimizer: UpdateSettings, mesh: Mesh | N
     Args:
       mesh: of the update; None = one device.
     """
-    params = jax.eval_shape(functools.partial(init_params, model, jax.random.key(0)))
+    params = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
     state = jax.eval_shape(functools.partial(init_train_state, settings=optimizer), params)
     if mesh is None:
         return state

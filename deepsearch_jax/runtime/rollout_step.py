@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from deepsearch_jax.cache import SolutionCache, choose_cached, group_fill, insert_many, lookup
@@ -89,7 +88,7 @@ def sample_step(
         for group, (problem, cached) in zip(fresh, alike, strict=True):
             by_id[problem.id] = dataclasses.replace(group, responses=[*cached, *group.responses])
     if settings.uses_cache:
-        cache = _remember(cache, groups, counters[0], settings)
+        cache = _remember(sampler, cache, groups, counters[0], settings)
     sampled = {group.problem.id: (group.num_correct, len(group.responses)) for group in direct if group.responses}
     return StepRollouts([by_id[p.id] for p in problems], cache, statistics, num_cached, sampled, weight)
 
@@ -133,8 +132,9 @@ def _cached_responses(
     """The cached correct paths that each problem's group starts with; empty lists for problems to be searched."""
     if not settings.uses_cache:
         return [[] for _ in problems]
-    ids = jnp.asarray([problem.key for problem in problems], jnp.int32)
+    ids = np.array([problem.key for problem in problems], np.int32)
     keys = problem_keys(sampler.run_key, int(Purpose.CACHE), counters, ids)
+    keys, ids = sampler.put_everywhere((keys, ids))
     tokens, lengths, rows = jax.device_get(
         _choose(cache, keys, ids, settings.rounds.group_size, settings.filter.min_direct)
     )
@@ -152,7 +152,9 @@ def _response(sampler: Sampler, tokens: np.ndarray) -> Response:
     )  # fmt: skip
 
 
-def _remember(cache: SolutionCache, groups: Sequence[Group], round_index: int, settings: RunSettings) -> SolutionCache:
+def _remember(
+    sampler: Sampler, cache: SolutionCache, groups: Sequence[Group], round_index: int, settings: RunSettings
+) -> SolutionCache:
     """Puts correct paths of searches into the cache (Eq. 10); the next filter removes problems not hard any more."""
     solved = [group for group in groups if group.num_correct]
     if not solved:
@@ -169,4 +171,4 @@ def _remember(cache: SolutionCache, groups: Sequence[Group], round_index: int, s
             keep[g, m] = response.outcome == Outcome.CORRECT
     ids = np.full(shape[0], -1, np.int32)
     ids[: len(groups)] = [group.problem.key for group in groups]
-    return _insert(cache, ids, tokens, lengths, keep, jnp.int32(round_index))
+    return _insert(cache, *sampler.put_everywhere((ids, tokens, lengths, keep, np.int32(round_index))))

@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from deepsearch_jax.data.problems import Problem
 from deepsearch_jax.decode import DecodeSettings, StopTable, build_stop_table
@@ -73,8 +72,12 @@ class Sampler:
         self._longest_prompt = longest
         self.check_fits(search.max_response_length)
         self._sharding = None if mesh is None else NamedSharding(mesh, device.ROWS)
-        self._stop_table = self._build_stop_table()
+        self._stop_table = self.put_everywhere(self._build_stop_table())
         self.generated_tokens = 0  # every token sampled so far, whatever for; the caller saves and restores it
+
+    def put_everywhere(self, tree: T) -> T:
+        """Host or device values on each of the devices that roll out."""
+        return jax.device_put(tree, None if self._mesh is None else NamedSharding(self._mesh, PartitionSpec()))
 
     def check_fits(self, response_length: int) -> None:
         """Raises: ValueError if the longest prompt and such a response need more positions than the model has."""
@@ -172,7 +175,7 @@ class Sampler:
             finish=finish, check_stop=self._check_stop,
             advance=lambda done, tokens: self._advance(done, f"{self.generated_tokens + tokens} tokens"),
         )  # fmt: skip
-        ids = jnp.asarray([problem.key for problem in problems], jnp.int32)
+        ids = np.array([problem.key for problem in problems], np.int32)
         keys = device.problem_keys(self.run_key, int(Purpose.SEARCH), counters, ids)
         slots.run(
             params, prompts, keys, prompt_length, samples=_as_samples(samples, search) if samples else None,
@@ -267,9 +270,9 @@ class Sampler:
             ids = np.zeros(self.rollout.num_slots, np.int32)
             for row, (problem, prompt) in enumerate(zip(chunk, encoded, strict=True)):
                 tokens[row, : len(prompt)], lengths[row], ids[row] = prompt, len(prompt), problem.key
-            keys = device.problem_keys(self.run_key, int(purpose), counters, jnp.asarray(ids))
-            prompts = device.Prompts(jnp.asarray(tokens), jnp.asarray(lengths), keys)
-            yield chunk, prompts if self._sharding is None else jax.device_put(prompts, self._sharding)
+            keys = device.problem_keys(self.run_key, int(purpose), counters, ids)
+            prompts = device.Prompts(tokens, lengths, keys)  # type: ignore[arg-type]  # host arrays, placed here
+            yield chunk, jax.device_put(prompts, self._sharding)
 
 
 def chunks(items: list[T], size: int) -> Iterator[list[T]]:

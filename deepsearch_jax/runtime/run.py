@@ -11,6 +11,7 @@ from rich.console import Console
 
 from deepsearch_jax.policy import ModelConfig, init_params, load_pretrained, save_adapter, save_pretrained
 from deepsearch_jax.runtime.compile_cache import enable_compile_cache
+from deepsearch_jax.runtime.debug import watch_nans
 from deepsearch_jax.runtime.interrupt import Interrupted, StopRequest
 from deepsearch_jax.runtime.meshes import build_mesh
 from deepsearch_jax.runtime.metrics import read_rows
@@ -83,7 +84,8 @@ def run(
         if is_first():
             reporter.recall(read_rows(place.path / "metrics.jsonl"))
         try:
-            trainer.run()
+            with watch_nans(settings.debug):
+                trainer.run()
         except Interrupted:
             reporter.line("stopped; the same command goes on from here")
             return False

@@ -9,6 +9,7 @@ from deepsearch_jax.policy import REMAT, LoraSettings
 from deepsearch_jax.runtime.alarms import AlarmSettings
 from deepsearch_jax.runtime.checkpoints import CheckpointSettings
 from deepsearch_jax.runtime.confidence import ConfidenceSettings
+from deepsearch_jax.runtime.debug import DebugSettings
 from deepsearch_jax.runtime.evaluate import EvaluationSettings
 from deepsearch_jax.runtime.groups import PackSettings
 from deepsearch_jax.runtime.guards import GuardSettings
@@ -183,6 +184,7 @@ class RunSettings:
     loggers: LoggerSettings = LoggerSettings()
     guards: GuardSettings = GuardSettings()
     watchdog: WatchdogSettings = WatchdogSettings()
+    debug: DebugSettings = DebugSettings()
     old_log_probs: str = "recompute"
     num_devices: int = 0
     mesh: MeshSettings = MeshSettings()

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, PartitionSpec
 
 from deepsearch_jax.decode import StopTable
 from deepsearch_jax.runtime import device
@@ -92,7 +92,8 @@ class Slots:
         self._program, self._bucket_of = program, bucket_of
         self._num_batches, self._size = num_batches, num_slots // num_batches
         self._shards = 1 if program.mesh is None else program.mesh.size
-        self._run_key, self._stop_table = run_key, stop_table
+        everywhere = None if program.mesh is None else NamedSharding(program.mesh, PartitionSpec())
+        self._run_key, self._stop_table = jax.device_put((run_key, stop_table), everywhere)
         self._verify, self._finish, self._check_stop, self._advance = verify, finish, check_stop, advance
         self._sharding = None if program.mesh is None else NamedSharding(program.mesh, device.ROWS)
         self._copies = jax.default_backend() != "cpu"
@@ -116,7 +117,7 @@ class Slots:
         # Plain numbers: a typed key array cannot be indexed without asking the device.
         self._prompts, self._prompt_length = prompts, prompt_length
         self._entropy_weight, self._samples = entropy_weight, samples
-        self._key_data = np.asarray(jax.random.key_data(keys))
+        self._key_data = jax.device_get(jax.random.key_data(keys))
         self._queue = collections.deque(range(len(prompts)))
         self._offers = None
         grid = (self._size, search.picks_per_step, search.children_per_expansion)
@@ -189,7 +190,7 @@ class Slots:
 
     def _placed(self, arrays: Any) -> Any:
         """Host arrays where the compiled call takes them."""
-        return arrays if self._sharding is None else jax.device_put(arrays, self._sharding)
+        return jax.device_put(arrays, self._sharding)
 
     def _verdicts(self, view: View) -> np.ndarray:
         """[B, F, C] int32 outcomes of the new terminals."""

@@ -23,6 +23,7 @@ from deepsearch_jax.runtime.alarms import AlarmStop, check_alarms
 from deepsearch_jax.runtime.checkpoints import Checkpoints
 from deepsearch_jax.runtime.compile_cache import CompileCount
 from deepsearch_jax.runtime.confidence import Evidence, entropy_weight, evidence_of
+from deepsearch_jax.runtime.debug import hot_steps
 from deepsearch_jax.runtime.device import problem_keys
 from deepsearch_jax.runtime.evaluate import summarise
 from deepsearch_jax.runtime.imported import import_solutions
@@ -172,7 +173,7 @@ class Trainer:
     def _warm_start(self) -> None:
         if self.task.warm_start(self.position.warm_start_step) is None:
             return
-        with self.reporter.phase("warm start"):
+        with self.reporter.phase("warm start"), hot_steps(self.settings.debug):
             begin = self.position.warm_start_step
             last_loss: Any = np.float32(np.nan)
             while (item := self.task.warm_start(self.position.warm_start_step)) is not None:
@@ -225,7 +226,7 @@ class Trainer:
         if 0 < rounds.max_candidates < len(candidates):
             seed = np.random.SeedSequence((self.settings.seed, position.round_index))
             candidates = np.sort(np.random.default_rng(seed).permutation(candidates)[: rounds.max_candidates])
-        with self.reporter.phase("filter", len(candidates)):
+        with self.reporter.phase("filter", len(candidates)), hot_steps(self.settings.debug):
             groups = self._sampler.direct(
                 self._sampling_params(), [self.problems[i] for i in candidates], filtering.num_samples,
                 Purpose.FILTER, counters,
@@ -235,7 +236,7 @@ class Trainer:
         num_correct[candidates] = [group.num_correct for group in groups]
         num_samples[candidates] = filtering.num_samples
         known = np.where(num_samples > 0, num_samples, self.arrays.num_samples)
-        key = problem_keys(self._run_key, int(Purpose.EASY), counters, jnp.zeros(1, jnp.int32))[0]
+        key = problem_keys(self._run_key, int(Purpose.EASY), counters, np.zeros(1, np.int32))[0]
         subset = np.asarray(
             next_subset(key, jnp.asarray(self._keys), jnp.asarray(num_correct), jnp.asarray(num_samples),
                         jnp.asarray(pool), filtering)
@@ -275,7 +276,7 @@ class Trainer:
         evaluation = self.settings.evaluation
         problems = list(self.task.eval_problems)[: evaluation.num_problems or None]
         before = self._sampler.generated_tokens
-        with self.reporter.phase("evaluate", len(problems)):
+        with self.reporter.phase("evaluate", len(problems)), hot_steps(self.settings.debug):
             groups = self._sampler.direct(
                 self._sampling_params(), problems, evaluation.num_samples, Purpose.EVALUATION, (0, 0),
                 temperature=evaluation.temperature, max_length=evaluation.max_length or None,
@@ -295,7 +296,7 @@ class Trainer:
     def _step(self, remaining: RemainingTime) -> None:
         position, before = self.position, self._sampler.generated_tokens
         drawn, groups = self._sample()
-        with self.reporter.phase("update"):
+        with self.reporter.phase("update"), hot_steps(self.settings.debug):
             train, learned = self._learner.learn(
                 self.arrays.train, groups, self.arrays.reference, counters=(position.round_index, position.step)
             )
@@ -363,7 +364,7 @@ class Trainer:
             seen |= batch.keys()
             numbers = np.array(list(batch.values()))
             hard = is_hard(self.arrays.num_correct, self.arrays.num_samples, self.settings.filter.threshold)
-            with self.reporter.phase("rollout", len(batch)):
+            with self.reporter.phase("rollout", len(batch)), hot_steps(self.settings.debug):
                 fresh = sample_step(
                     self._sampler, self._sampling_params(), self.arrays.cache, [self.problems[i] for i in numbers],
                     counters, self.settings, is_hard=np.asarray(hard)[numbers],

@@ -19,6 +19,7 @@ FREE_KEYS = (
     "rounds.num_rounds",
     "alarms.",
     "loggers.",
+    "debug.",
     "guards.",
     "watchdog.",
     "checkpoint.",

@@ -156,8 +156,8 @@ def compute_log_probs(
         for cut in token_cuts(batch, settings, mesh):
             is_row = cut.rows >= 0
             log_probs = compute_log_probs(params, take_rows(batch, cut), log_prob_fn, whole, mesh)
-            found[cut.rows[is_row], : cut.length] = np.asarray(log_probs)[is_row]
-        return jnp.asarray(found)
+            found[cut.rows[is_row], : cut.length] = jax.device_get(log_probs)[is_row]
+        return jax.device_put(found)
     rows = place_rows(model_inputs(batch), batch.tokens.shape[0], settings, mesh)
     return gather(_compute_log_probs(params, rows, log_prob_fn=log_prob_fn, settings=settings, mesh=mesh))
 

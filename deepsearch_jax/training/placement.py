@@ -13,7 +13,7 @@ def put(tree: T, sharding: Any) -> T:
     """Host values, the same in every process, as arrays over the devices of all of them.
 
     Args:
-      sharding: one for all leaves, or a tree of them.
+      sharding: one for all leaves, a tree of them, or None for the one device of a process that is alone.
     """
     if jax.process_count() == 1:
         return jax.device_put(tree, sharding)

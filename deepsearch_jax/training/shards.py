@@ -87,9 +87,7 @@ def _row_axes(mesh: Mesh) -> tuple[str, ...]:
 def place_rows(batch: Tree, num_rows: int, settings: UpdateSettings, mesh: Mesh | None) -> Tree:
     """Checks that the rows divide and spreads them over the mesh axes "data" and "fsdp"."""
     check_rows(num_rows, num_row_shards(mesh), settings.micro_batch_rows)
-    if mesh is None:
-        return batch
-    return put(batch, NamedSharding(mesh, PartitionSpec(_row_axes(mesh))))
+    return put(batch, None if mesh is None else NamedSharding(mesh, PartitionSpec(_row_axes(mesh))))
 
 
 def placement_of(state: Any, mesh: Mesh | None) -> Placement:

@@ -5,8 +5,10 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from deepsearch_jax.runtime import build_mesh, build_policy, slots
+from deepsearch_jax.runtime.debug import DebugSettings, hot_steps
 from deepsearch_jax.runtime.memory import decode_bytes, page_bytes, pool_pages, training_bytes
 from deepsearch_jax.runtime.rollout_settings import RolloutSettings
 from deepsearch_jax.runtime.rollouts import Purpose, Sampler
@@ -25,7 +27,7 @@ def policy():
     return build_policy(tiny_settings().model, ParityTask(), EAGER, seed=3)
 
 
-def search(policy, settings, *, num_devices=1, reverse=False, task=None, **rollout):
+def search(policy, settings, *, num_devices=1, reverse=False, task=None, debug=DebugSettings(), **rollout):  # noqa: B008
     """Trees of the first problems by problem id, and the statistics."""
     rollout = RolloutSettings(**({"num_slots": 4, "prompt_multiple": 8, "path_multiple": 5} | rollout))
     task = task or ParityTask()
@@ -34,7 +36,8 @@ def search(policy, settings, *, num_devices=1, reverse=False, task=None, **rollo
         check_stop=lambda: None, advance=lambda done, detail: None,
     )  # fmt: skip
     problems = list(task.train_problems)[:NUM_PROBLEMS]
-    groups, statistics = sampler.search(policy[1], problems[::-1] if reverse else problems, (0, 1))
+    with hot_steps(debug):
+        groups, statistics = sampler.search(policy[1], problems[::-1] if reverse else problems, (0, 1))
     assert [group.problem for group in groups] == (problems[::-1] if reverse else problems)
     trees = {
         group.problem.id: [(r.tokens.tolist(), r.outcome, r.node_values.tolist()) for r in group.responses]
@@ -214,3 +217,14 @@ def test_stop_strings_end_responses_of_searches_and_direct_samples(policy):
     # The policy of random weights knows 12 ids and prefers none by much.
     mean_entropy = statistics.slots.entropy / statistics.slots.generated_tokens
     assert 0.5 * np.log(12) < mean_entropy <= np.log(12) + 1e-4
+
+
+@pytest.mark.parametrize("num_devices", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_rollouts_move_nothing_to_the_device_unasked(policy, num_devices, monkeypatch):
+    debug, mesh = DebugSettings(transfer_guard=True), build_mesh(num_devices)
+    params = jax.device_put(policy[1], None if mesh is None else NamedSharding(mesh, PartitionSpec()))
+    search((policy[0], params), EAGER, num_devices=num_devices, debug=debug)
+    # The guard is there: a host array that is left to the compiled call is refused.
+    monkeypatch.setattr(slots.Slots, "_placed", lambda self, arrays: arrays)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device transfer"):
+        search(policy, EAGER, debug=debug)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from deepsearch_jax.runtime import AlarmSettings, AlarmStop, MeshSettings, build_mesh, build_policy
+from deepsearch_jax.runtime.debug import DebugSettings, watch_nans
 from deepsearch_jax.runtime.interrupt import Interrupted, StopRequest
 from deepsearch_jax.runtime.metrics import MACHINE_KEY, read_rows
 from deepsearch_jax.runtime.progress import Reporter
@@ -151,6 +152,14 @@ def test_problems_that_pass_the_filter_leave_the_subset_and_the_cache(tmp_path):
     # The last filter ran before the last two steps; what they inserted is from hard problems only.
     cached = np.asarray(trainer.arrays.cache.problem_ids)
     assert all(subset[problem] for problem in cached[cached >= 0])
+
+
+def test_the_checks_of_jax_change_no_number(whole, tmp_path):
+    debug = DebugSettings(nans=True, transfer_guard=True)
+    with watch_nans(debug):
+        checked = finish(make_trainer(tmp_path, dataclasses.replace(SETTINGS, debug=debug)))
+    assert rows(tmp_path) == rows(whole[0])
+    jax.tree.map(np.testing.assert_array_equal, checked.arrays, whole[1].arrays)
 
 
 @pytest.mark.parametrize("looks", [2, 5, 9, 14])
