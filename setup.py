@@ -37,7 +37,14 @@ EXTRAS = {
     "cuda12": ["jax[cuda12]"],
     "cuda13": ["jax[cuda13]"],
     "tpu": ["jax[tpu]"],
-    "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff==0.17.6", "mypy==2.4.1"],
+    "test": [
+        "pytest>=8",
+        "pytest-xdist>=3.6",
+        "hypothesis>=6.100",
+        "ruff==0.17.6",
+        "mypy==2.4.1",
+        "reasoning-gym>=0.1.19",
+    ],
     "eval": ["reasoning-gym>=0.1.19"],
     "wandb": ["wandb>=0.19"],
 }

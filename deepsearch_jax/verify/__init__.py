@@ -2,17 +2,21 @@
 
 from deepsearch_jax.verify.boxed import BoxedScore, score_boxed
 from deepsearch_jax.verify.equivalence import final_answer, same_answer
+from deepsearch_jax.verify.gym import GymItem, GymPool, draw_items
 from deepsearch_jax.verify.pool import Scorer, VerifierPool, make_scorer, score_math
 from deepsearch_jax.verify.verdict import ScorerStats, Status, Verdict, VerifySettings
 
 __all__ = [
     "BoxedScore",
+    "GymItem",
+    "GymPool",
     "Scorer",
     "ScorerStats",
     "Status",
     "Verdict",
     "VerifierPool",
     "VerifySettings",
+    "draw_items",
     "final_answer",
     "make_scorer",
     "same_answer",

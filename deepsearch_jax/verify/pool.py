@@ -94,7 +94,7 @@ class VerifierPool:
                     self._start_thread()
                 self._tasks.put(_Task(answer, ground_truth, seconds, future))
         if status is not None:
-            future.set_result(_verdict(status, answer, seconds))
+            future.set_result(Verdict(float(status is Status.CORRECT), status, answer, seconds))
         return future
 
     def score(self, cases: Iterable[tuple[str, str]]) -> list[Verdict]:
@@ -150,7 +150,7 @@ class VerifierPool:
     def _ask(self, slot: int, task: _Task) -> Verdict | None:
         """The verdict of a worker; None if the pool was closed meanwhile."""
         begin = time.perf_counter()
-        status = Status.ERROR
+        status, score = Status.ERROR, 0.0
         for _ in range(2):  # a worker that dies may have been killed from outside: one more try on a fresh one
             try:
                 reply = self._worker(slot).ask(task.answer, task.ground_truth, self.settings.deadline_s)
@@ -163,8 +163,9 @@ class VerifierPool:
                 if self._is_closed:
                     return None
                 continue
-            if "equal" in reply:
-                status = Status.CORRECT if reply["equal"] else Status.INCORRECT
+            score = float(reply.get("score", reply.get("equal", 0.0)))
+            if "error" not in reply:
+                status = Status.CORRECT if score >= 1.0 else Status.INCORRECT
             # An error may have left a library in a bad state, and memory once taken rarely comes back.
             if "error" in reply or reply["memory_mb"] > self.settings.recycle_mb:
                 self._drop(slot, restarts=1)
@@ -173,12 +174,15 @@ class VerifierPool:
             return None
         with self._lock:
             self._count(timeouts=status is Status.TIMEOUT, errors=status is Status.ERROR)
-        return _verdict(status, task.answer, task.seconds + time.perf_counter() - begin)
+        return Verdict(score, status, task.answer, task.seconds + time.perf_counter() - begin)
+
+    def _start_worker(self) -> WorkerProcess:
+        return WorkerProcess(self.settings.memory_mb)
 
     def _worker(self, slot: int) -> WorkerProcess:
         worker = self._workers.get(slot)
         if worker is None:
-            worker = WorkerProcess(self.settings.memory_mb)
+            worker = self._start_worker()
             with self._lock:
                 self._workers[slot] = worker
                 is_closed = self._is_closed
@@ -228,10 +232,6 @@ class VerifierPool:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _verdict(status: Status, answer: str | None, seconds: float) -> Verdict:
-    return Verdict(float(status is Status.CORRECT), status, answer, seconds)
 
 
 @atexit.register

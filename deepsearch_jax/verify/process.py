@@ -22,7 +22,7 @@ class Overrun(RuntimeError):
     """No reply before the deadline."""
 
 
-def _environment() -> dict[str, str]:
+def worker_environment() -> dict[str, str]:
     """A small environment: no credentials, one thread, no accelerator, the package importable from where we are."""
     environment = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
     paths = [str(_PACKAGE_ROOT), *filter(None, [environment.get("PYTHONPATH")])]
@@ -40,14 +40,15 @@ class WorkerProcess:
     """One worker. Not thread-safe: its dispatcher thread alone uses it. That thread must live as long as the worker,
     because Linux ends a child with the thread that started it (PR_SET_PDEATHSIG)."""
 
-    def __init__(self, memory_mb: int):
-        command = [sys.executable, "-P", "-m", "deepsearch_jax.verify.worker", str(memory_mb), str(os.getpid())]
+    def __init__(self, memory_mb: int, module: str = "deepsearch_jax.verify.worker", *arguments: str):
+        """Starts `module` as a program; `arguments` follow the limit and our process id on its command line."""
+        command = [sys.executable, "-P", "-m", module, str(memory_mb), str(os.getpid()), *arguments]
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env=_environment(),
+            env=worker_environment(),
             start_new_session=True,  # signals to the caller's group (Ctrl-C, a scheduler's SIGTERM) pass it by
             bufsize=0,
         )

@@ -24,7 +24,7 @@ _CODE_WRITERS = frozenset(("dataclasses", "collections", "typing", "sympy.polys.
 _CODE_SUFFIXES = (".py", ".pyc", ".so")
 
 
-def _refuse_side_effects(event: str, args: tuple[Any, ...]) -> None:
+def refuse_side_effects(event: str, args: tuple[Any, ...]) -> None:
     """Audit hook: modules may still be imported from files, everything else that touches the world is refused."""
     if event == "open":
         path, mode = args[0], args[1] or "r"
@@ -63,7 +63,7 @@ def _limit_processor_time(seconds: float) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (soft, resource.RLIM_INFINITY))
 
 
-def _warm_up() -> Any:
+def _warm_up() -> Callable[[str, str], dict[str, Any]]:
     """Imports sympy and uses every path once, so that neither imports nor tables count against the first answer."""
     from deepsearch_jax.verify.judge import judge
     from deepsearch_jax.verify.symbolic import set_equal
@@ -77,7 +77,7 @@ def _warm_up() -> Any:
         (r"\lim_{x\to 0}\frac{\sin x}{x}", "1"),
     ):
         judge(pred, gold, set_equal)
-    return lambda pred, gold: judge(pred, gold, set_equal)
+    return lambda pred, gold: {"equal": bool(judge(pred, gold, set_equal))}
 
 
 def _resident_memory() -> Callable[[], int]:
@@ -95,7 +95,16 @@ def _resident_memory() -> Callable[[], int]:
     return lambda: int(os.pread(statm, 200, 0).split()[1]) * page // 2**20
 
 
-def main() -> None:
+def serve(
+    prepare: Callable[[], Callable[[str, str], dict[str, Any]]],
+    audit: Callable[[str, tuple[Any, ...]], None] = refuse_side_effects,
+) -> None:
+    """Answers questions until the pipe ends.
+
+    Args:
+      prepare: called once within the limits and before side effects are refused; gives the function that answers.
+      audit: hook that refuses side effects.
+    """
     memory_mb, parent = int(sys.argv[1]), int(sys.argv[2])
     questions, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     nowhere = os.open(os.devnull, os.O_RDWR)
@@ -104,16 +113,16 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _die_with_parent(parent)
     _limit(memory_mb)
-    judge = _warm_up()
+    answer = prepare()
     resident_memory = _resident_memory()
-    sys.addaudithook(_refuse_side_effects)
+    sys.addaudithook(audit)
     replies.write(b'{"ready": true}\n')
     replies.flush()
     for line in questions:  # ends with the pool's end of the pipe
         pred, gold, seconds = json.loads(line)
         _limit_processor_time(seconds)
         try:
-            reply: dict[str, Any] = {"equal": bool(judge(pred, gold))}
+            reply = answer(pred, gold)
         except Exception as error:  # the worker border: any failure of a library is a result, not a crash
             reply = {"error": type(error).__name__}
         reply["memory_mb"] = resident_memory()
@@ -122,4 +131,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    serve(_warm_up)

@@ -1,0 +1,87 @@
+"""A worker process that scores answers with reasoning-gym; run as `python -m deepsearch_jax.verify.gym_worker`.
+
+Several of the library's scorers hand the answer to `eval` or to sympy's parser, which does the same. Here such text is
+compiled only if it is plain: numbers, text, lists of them, arithmetic, and the number classes of sympy. All else that
+touches the world is refused as in every worker (`worker.py`), and time and memory are limited.
+"""
+
+import ast
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from deepsearch_jax.verify.gym_problems import open_dataset, unpacked
+from deepsearch_jax.verify.worker import refuse_side_effects, serve
+
+_MAX_SOURCE = 4000  # characters of text that may be compiled
+_NUMBERS = frozenset(("Integer", "Float", "Rational", "Symbol"))  # what sympy's parser writes around literals
+_PLAIN = (
+    ast.Expression, ast.Module, ast.Expr, ast.Constant, ast.Tuple, ast.List, ast.Set, ast.Dict, ast.Load, ast.BinOp,
+    ast.UnaryOp, ast.operator, ast.unaryop,
+)  # fmt: skip
+
+
+def is_plain(source: str) -> bool:
+    """Whether the text holds literals, lists of them and arithmetic, and nothing that could be called or looked up."""
+    if len(source) > _MAX_SOURCE:
+        return False
+    try:
+        tree = ast.parse(source.strip(), mode="eval")
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return True  # the compilation that is asked for fails by itself
+    names = {id(n.func) for n in ast.walk(tree) if isinstance(n, ast.Call) and not n.keywords}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name):
+            if id(node) not in names or node.id not in _NUMBERS:
+                return False
+        elif not isinstance(node, (*_PLAIN, ast.Call)):
+            return False
+    return True
+
+
+class _Audit:
+    """The audit hook; while it reads a text itself, that reading is let through."""
+
+    def __init__(self) -> None:
+        self._is_reading = False
+
+    def __call__(self, event: str, args: tuple[Any, ...]) -> None:
+        if event != "compile" or self._is_reading:
+            if event != "compile":
+                refuse_side_effects(event, args)
+            return
+        source = args[0]
+        if isinstance(source, str | bytes) and str(args[1]).startswith("<"):
+            text = source if isinstance(source, str) else source.decode("utf-8", "replace")
+            self._is_reading = True
+            try:
+                plain = is_plain(text)
+            finally:
+                self._is_reading = False
+            if plain:
+                return
+        refuse_side_effects(event, args)
+
+
+def _prepare() -> Callable[[str, str], dict[str, Any]]:
+    setup = json.loads(sys.argv[3])
+    dataset = open_dataset(setup["dataset"], setup["options"], seed=0, size=1000)
+
+    def score(answer: str, entry: str) -> dict[str, Any]:
+        record = unpacked(json.loads(entry))
+        try:
+            value = float(dataset.score_answer(answer, record))
+        except MemoryError:
+            raise  # may leave a library in a bad state: the worker is replaced
+        except Exception:  # a hundred scorers: an answer that one of them cannot read is a wrong one
+            value = 0.0
+        return {"score": min(max(value, 0.0), 1.0) if value == value else 0.0}
+
+    # Once before files are closed to it: what scorers import and read lazily is there afterwards.
+    score(setup["answer"], setup["entry"])
+    return score
+
+
+if __name__ == "__main__":
+    serve(_prepare, _Audit())
