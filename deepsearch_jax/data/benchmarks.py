@@ -3,7 +3,9 @@
 import pathlib
 from typing import NamedTuple
 
-HUB = "hf:"
+from deepsearch_jax.data.hub import HUB, fetch, hub_files
+
+_WAY_OUT = "put its file into the folder that `data` names, or give the path of a file"
 
 
 class HubFiles(NamedTuple):
@@ -42,10 +44,9 @@ def benchmark_paths(name: str, data: str) -> tuple[str, ...]:
             for suffix in _SUFFIXES:
                 if (path := folder / f"{stem}{suffix}").is_file():
                     return (str(path),)
-        return _fetch(name, *BENCHMARKS[name])
+        return fetch(name, *BENCHMARKS[name], _WAY_OUT)
     if name.startswith(HUB):
-        repository, _, pattern = name.removeprefix(HUB).partition(":")
-        return _fetch(name, repository, pattern or "*test*")
+        return hub_files(name, "*test*")
     if name.endswith(_SUFFIXES):
         return (name,)
     known = ", ".join(BENCHMARKS)
@@ -60,20 +61,3 @@ def label(name: str) -> str:
     path = name.removeprefix(HUB).partition(":")[0] if name.startswith(HUB) else name
     text = pathlib.PurePath(path).name.split(".")[0]
     return "".join(c if c.isalnum() or c in "-_" else "-" for c in text) or "set"
-
-
-def _fetch(name: str, repository: str, pattern: str) -> tuple[str, ...]:
-    from huggingface_hub import snapshot_download  # only where something has to be fetched
-
-    try:
-        folder = pathlib.Path(snapshot_download(repository, repo_type="dataset", allow_patterns=[pattern]))
-    except (OSError, ValueError) as error:  # what the hub raises: no network, no such dataset, not a name
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(
-            f"benchmark {name!r} is not in the data folder and the dataset {repository} could not be fetched "
-            f"({reason}); put its file into the folder that `data` names, or give the path of a file"
-        ) from error
-    found = sorted(str(path) for path in folder.rglob("*") if path.name.endswith(_SUFFIXES) and path.is_file())
-    if not found:
-        raise ValueError(f"dataset {repository} has no file {pattern} of a known format ({', '.join(_SUFFIXES)})")
-    return tuple(found)

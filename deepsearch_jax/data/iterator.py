@@ -17,11 +17,17 @@ class ProblemIterator(Iterator[np.ndarray]):
     would be the same: the rest of an epoch that does not fill a batch is left out, others each time. Only if there are
     fewer problems than places in a batch are they repeated.
 
+    A mixture draws its components in turn so that each has its share of the problems as closely as whole numbers allow,
+    over any stretch of batches. Components without a problem among `indices` are left out and the others take their
+    place in proportion; one with fewer problems than its share of a batch gives all it has, the others fill up.
+
     Args:
       indices: [N] positions in the problem list that take part, such as the round's hard subset.
       batch_size: problems per batch.
       seed: of the run, at least 0.
       round_index: of the round, at least 0; each round has its own order.
+      components: [N] int, the component of a mixture that each of `indices` belongs to; None mixes nothing.
+      weights: of the components, positive, on any scale.
       fingerprint: of the whole problem list (`problems.fingerprint`), guards against resuming on another one.
     Raises:
       ValueError: no problems, or a size out of range.
@@ -35,6 +41,8 @@ class ProblemIterator(Iterator[np.ndarray]):
         seed: int,
         round_index: int = 0,
         fingerprint: str = "",
+        components: Sequence[int] | np.ndarray | None = None,
+        weights: Sequence[float] = (),
     ):
         self.indices = np.asarray(indices, np.int32)
         if self.indices.ndim != 1 or not self.indices.size:
@@ -54,18 +62,34 @@ class ProblemIterator(Iterator[np.ndarray]):
         }
         # grain takes 32 bits of seed; SeedSequence mixes the two numbers so that (0, 1) and (1, 0) differ.
         grain_seed = int(np.random.SeedSequence((seed, round_index)).generate_state(1)[0])
-        dataset = grain.MapDataset.source(self.indices).seed(grain_seed).shuffle()
-        if self.indices.size >= batch_size:
-            dataset = dataset.batch(batch_size, drop_remainder=True).repeat()
+        self._is_mixed = components is not None and len(weights) > 0
+        if self._is_mixed:
+            of_index = np.asarray(components, np.int32)
+            self._identity["mixture"] = [list(map(float, weights)), hashlib.sha256(of_index.tobytes()).hexdigest()]
+            dataset = _mixture(self.indices, of_index, weights, grain_seed)  # one by one, see __next__
         else:
-            dataset = dataset.repeat().batch(batch_size)
+            dataset = grain.MapDataset.source(self.indices).seed(grain_seed).shuffle()
+            if self.indices.size >= batch_size:
+                dataset = dataset.batch(batch_size, drop_remainder=True).repeat()
+            else:
+                dataset = dataset.repeat().batch(batch_size)
         # No threads: picking integers is faster than handing them over, and a saved state has nothing in flight.
         options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
         self._batches = iter(dataset.to_iter_dataset(options))
 
     def __next__(self) -> np.ndarray:
         """[batch_size] int32 positions in the problem list."""
-        return next(self._batches)
+        if not self._is_mixed:
+            return next(self._batches)
+        # Components begin their epochs at different times, so a batch may meet a problem a second time: it is passed.
+        wanted, batch = min(self.batch_size, self.indices.size), set[int]()
+        found: list[int] = []
+        while len(found) < wanted:
+            position = int(next(self._batches))
+            if position not in batch:
+                batch.add(position)
+                found.append(position)
+        return np.resize(np.asarray(found, np.int32), self.batch_size)
 
     @property
     def batches_per_epoch(self) -> int:
@@ -96,3 +120,19 @@ class ProblemIterator(Iterator[np.ndarray]):
         if not isinstance(position, Mapping) or not isinstance(position.get("next_index"), int):
             raise ValueError(f"the saved position of the problem iterator is damaged: {position!r}")
         self._batches.set_state(dict(position))
+
+
+def _mixture(
+    indices: np.ndarray, components: np.ndarray, weights: Sequence[float], seed: int
+) -> "grain.MapDataset[np.int32]":
+    """Single positions without end: every component shuffled anew each epoch, drawn by its weight."""
+    if components.shape != indices.shape or not all(0 <= c < len(weights) for c in set(components.tolist())):
+        raise ValueError(
+            f"components of shape {components.shape} with {len(weights)} weights do not fit {indices.size} problems"
+        )
+    present = sorted(set(components.tolist()))
+    parts = [
+        grain.MapDataset.source(indices[components == c]).seed(seed + i).shuffle().repeat()
+        for i, c in enumerate(present)
+    ]
+    return grain.MapDataset.mix(parts, weights=[float(weights[c]) for c in present])

@@ -6,11 +6,13 @@ and is raised while loading, before any model is touched.
 
 import hashlib
 import json
+import math
 import pathlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from deepsearch_jax.data.hub import hub_files
 from deepsearch_jax.data.messages import answer_of, question_of
 from deepsearch_jax.data.records import expand_paths, file_stem, kind, read_records
 
@@ -30,6 +32,7 @@ class Problem:
       answer: the known answer as text, never empty; what follows the last "####" of the field, if any.
       source: where it comes from, for reports by source.
       metadata: the remaining columns.
+      component: which entry of a mixture it comes from (ProblemSettings.weights); 0 where nothing is mixed.
     """
 
     key: int
@@ -38,6 +41,7 @@ class Problem:
     answer: str
     source: str = ""
     metadata: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    component: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True)
@@ -66,25 +70,42 @@ class Columns:
 class ProblemSettings:
     """Which problems a run reads."""
 
-    paths: tuple[str, ...] = ()  # files or glob patterns, read in this order
+    # Files, glob patterns, or datasets of the Hugging Face hub (hf:OWNER/NAME[:PATTERN]), read in this order.
+    paths: tuple[str, ...] = ()
+    # One for each entry of paths: its share of the problems of every step, on any scale; () mixes nothing: each problem
+    # comes as often as any other. Ids then begin with the entry's number, so that datasets may use the same ones.
+    weights: tuple[float, ...] = ()
     columns: Columns = Columns()
     exclude_file: str = ""  # JSON file with lists of ids to leave out; "" leaves nothing out
     exclude_lists: tuple[str, ...] = ()  # names of the lists used; () means all of them
-    limit: int = 0  # problems kept, the first ones in file order; 0 keeps all
+    limit: int = 0  # problems kept, the first ones in file order (of each entry, where they are mixed); 0 keeps all
 
     def __post_init__(self) -> None:
         if isinstance(self.paths, str):
             object.__setattr__(self, "paths", (self.paths,))
         if self.limit < 0:
             raise ValueError(f"limit={self.limit} must be at least 0; 0 keeps all problems")
+        if self.weights and (len(self.weights) != len(self.paths) or not all(0 < w < math.inf for w in self.weights)):
+            raise ValueError(
+                f"weights={self.weights} must be one positive number for each of the {len(self.paths)} entries of paths"
+            )
 
 
 def load_problem_set(settings: ProblemSettings) -> list[Problem]:
-    """Reads the problems the settings name. Raises: ValueError as `load_problems` and `read_exclude_ids`."""
+    """Reads the problems the settings name. Raises: ValueError as `load_problems`, `hub_files`, `read_exclude_ids`."""
     exclude: Collection[str] = ()
     if settings.exclude_file:
         exclude = read_exclude_ids(settings.exclude_file, settings.exclude_lists)
-    return load_problems(settings.paths, columns=settings.columns, exclude_ids=exclude, limit=settings.limit)
+    entries = [hub_files(path) for path in settings.paths]
+    if not settings.weights:
+        files = [file for entry in entries for file in entry]
+        return load_problems(files, columns=settings.columns, exclude_ids=exclude, limit=settings.limit)
+    mixed: list[Problem] = []
+    for component, entry in enumerate(entries):
+        loaded = load_problems(entry, columns=settings.columns, exclude_ids=exclude, limit=settings.limit)
+        mixed += [replace(p, id=f"{component}/{p.id}", component=component) for p in loaded]
+    keys = problem_keys([problem.id for problem in mixed])
+    return [replace(problem, key=key) for key, problem in zip(keys, mixed, strict=True)]
 
 
 def load_problems(

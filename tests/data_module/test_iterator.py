@@ -120,3 +120,53 @@ app.run(main)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert len(done.stdout.splitlines()) == 3
+
+
+def mixture(components, weights, batch_size, **changes):
+    components = np.array(components)
+    return ProblemIterator(
+        np.arange(len(components)), batch_size=batch_size, seed=1, components=components, weights=weights, **changes
+    )
+
+
+@pytest.mark.parametrize("batch_size", [4, 7])
+def test_components_have_their_shares_of_every_stretch(batch_size):
+    components = [0] * 50 + [1] * 400 + [2] * 90
+    iterator = mixture(components, (3, 1, 4), batch_size)
+    drawn = np.array(components)[np.concatenate([next(iterator) for _ in range(10)])]  # the first is not yet through
+    for start in range(0, len(drawn) - 16, 16):
+        counts = np.bincount(drawn[start : start + 16], minlength=3)
+        np.testing.assert_allclose(counts, [6, 2, 8], atol=1)
+
+
+def test_a_mixture_repeats_no_problem_in_a_batch_and_leaves_none_out():
+    components = [0] * 5 + [1] * 20
+    iterator = mixture(components, (1, 1), 8)
+    batches = [next(iterator) for _ in range(20)]
+    assert all(len(set(batch.tolist())) == 8 for batch in batches)
+    assert set(np.concatenate(batches).tolist()) == set(range(25))
+
+
+def test_absent_components_step_aside_and_small_ones_give_all():
+    iterator = mixture([2] * 2 + [0] * 30, (1, 5, 9), 8)
+    for _ in range(5):
+        assert {0, 1} <= set(next(iterator).tolist())  # nine tenths would be seven of eight; there are two
+    alone = mixture([1] * 3, (1, 5), 8)
+    assert sorted(set(next(alone).tolist())) == [0, 1, 2]
+
+
+def test_a_restored_mixture_goes_on_where_the_other_stood():
+    components = [0] * 7 + [1] * 11
+    one, other = (mixture(components, (2, 1), 4) for _ in range(2))
+    for _ in range(9):
+        next(one)
+    other.set_state(json.loads(json.dumps(one.get_state())))
+    for _ in range(9):
+        np.testing.assert_array_equal(next(one), next(other))
+    with pytest.raises(ValueError, match="mixture"):
+        mixture(components, (1, 2), 4).set_state(one.get_state())
+
+
+def test_components_must_have_weights():
+    with pytest.raises(ValueError, match="do not fit"):
+        mixture([0, 1, 2], (1, 1), 2)

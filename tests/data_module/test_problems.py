@@ -231,3 +231,49 @@ def test_the_shared_problem_sets_load(shared_dir):
     problems = load_problem_set(settings)
     assert len(problems) == 19365  # of 20504
     assert len({p.key for p in problems}) == len(problems)
+
+
+def test_entries_of_a_mixture_keep_their_component_and_may_share_ids(tmp_path):
+    for name in ("one", "two"):
+        rows = [{"id": i, "question": f"{name} {i}", "answer": str(i)} for i in range(3)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    paths = (str(tmp_path / "one.jsonl"), str(tmp_path / "tw?.jsonl"))
+    problems = load_problem_set(ProblemSettings(paths=paths, weights=(3.0, 1.0), limit=2))
+    assert [(p.id, p.component) for p in problems] == [("0/0", 0), ("0/1", 0), ("1/0", 1), ("1/1", 1)]
+    assert len({p.key for p in problems}) == 4
+    with pytest.raises(ValueError, match="already used"):
+        load_problem_set(ProblemSettings(paths=paths))
+
+
+@pytest.mark.parametrize("weights", [(1.0,), (1.0, 0.0), (1.0, -1.0), (1.0, float("nan"))])
+def test_weights_are_one_positive_number_an_entry(weights):
+    with pytest.raises(ValueError, match="for each of the 2 entries"):
+        ProblemSettings(paths=("a.jsonl", "b.jsonl"), weights=weights)
+
+
+def test_a_dataset_of_the_hub_is_fetched_by_name(tmp_path, monkeypatch):
+    """What huggingface_hub would fetch lies in a folder; the pattern is what it is asked for."""
+    asked = []
+
+    def snapshot_download(repository, *, repo_type, allow_patterns):
+        asked.append((repository, repo_type, allow_patterns))
+        return str(tmp_path)
+
+    (tmp_path / "main").mkdir()
+    (tmp_path / "main" / "train-0.jsonl").write_text('{"question": "1+1", "answer": "2"}\n')
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    problems = load_problem_set(ProblemSettings(paths=("hf:openai/gsm8k:main/train*",)))
+    assert [(p.question, p.answer) for p in problems] == [("1+1", "2")]
+    load_problem_set(ProblemSettings(paths=("hf:openai/gsm8k",)))
+    assert asked == [
+        ("openai/gsm8k", "dataset", ["main/train*"]), ("openai/gsm8k", "dataset", ["*train*"]),
+    ]  # fmt: skip
+
+
+def test_without_a_network_the_way_out_is_told(monkeypatch):
+    def snapshot_download(*args, **kwargs):
+        raise OSError("network is unreachable\nand more")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    with pytest.raises(ValueError, match=r"network is unreachable.*hf download openai/gsm8k.*path of a file"):
+        load_problem_set(ProblemSettings(paths=("hf:openai/gsm8k",)))
