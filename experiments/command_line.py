@@ -1,11 +1,14 @@
 """What the commands share: settings on the command line, and mistakes answered in one line."""
 
 import difflib
+import re
 import sys
 
 from absl import flags
 
 from deepsearch_jax.config import setting_names
+
+_TASK = re.compile(r"^(--?config\.task)(=.*|)$", re.DOTALL)
 
 
 def parse(settings: type, argv: list[str]) -> list[str]:
@@ -15,6 +18,9 @@ def parse(settings: type, argv: list[str]) -> list[str]:
       settings: the class whose settings the config holds.
     """
     names = setting_names(settings)
+    # `--config.task=NAME` is short for `--config.task.name=NAME`. The config flag looks into sys.argv itself.
+    for arguments in (argv, sys.argv):
+        arguments[:] = [_TASK.sub(r"\1.name\2", argument) for argument in arguments]
     for argument in argv[1:]:
         name = argument.removeprefix("--").split("=")[0].removeprefix("config.")
         if argument.startswith("--config.") and name not in names:

@@ -222,6 +222,11 @@ def _byte_of_character() -> dict[str, int]:
     return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
 
 
+def byte_level_name(character: str) -> str:
+    """How byte-level tables write a character of one byte."""
+    return next(name for name, byte in _byte_of_character().items() if byte == ord(character))
+
+
 def _byte_level(name: str) -> bytes:
     table = _byte_of_character()
     return b"".join(bytes([table[c]]) if c in table else c.encode() for c in name)
@@ -234,12 +239,21 @@ def _byte_fallback(name: str) -> bytes:
     return name.replace("\u2581", " ").encode()
 
 
+_TABLES = {"tokenizer.json", "tokenizer.model", "vocab.json"}
+
+
+def has_tokenizer(directory: str | pathlib.Path) -> bool:
+    """Whether a directory holds the tables of a tokenizer."""
+    path = pathlib.Path(directory).expanduser()
+    return path.is_dir() and bool(_TABLES & {file.name for file in path.iterdir()})
+
+
 def _check_files(directory: pathlib.Path) -> None:
     """transformers makes up an empty tokenizer for a directory without one, so look before it does."""
     if not directory.is_dir():
         raise ValueError(f"model directory {directory} does not exist")
     files = {p.name for p in directory.iterdir()}
-    if not files & {"tokenizer.json", "tokenizer.model", "vocab.json"}:
+    if not files & _TABLES:
         raise ValueError(
             f"model directory {directory} has no tokenizer (tokenizer.json, tokenizer.model or vocab.json); "
             "fetch the whole repository, not only its weights"

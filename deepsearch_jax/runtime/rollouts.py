@@ -173,7 +173,9 @@ class Sampler:
             self._search_program(search), self._path_bucket, num_slots=self.rollout.num_slots,
             num_batches=self._num_batches, run_key=self.run_key, stop_table=self._stop_table, verify=verify,
             finish=finish, check_stop=self._check_stop,
-            advance=lambda done, tokens: self._advance(done, f"{self.generated_tokens + tokens} tokens"),
+            advance=lambda done, tokens: self._advance(
+                done, f"{self.generated_tokens + tokens} tokens, {slots.statistics.expansions} expansions"
+            ),
         )  # fmt: skip
         ids = np.array([problem.key for problem in problems], np.int32)
         keys = device.problem_keys(self.run_key, int(Purpose.SEARCH), counters, ids)

@@ -2,7 +2,6 @@
 
 import os
 import pathlib
-import shutil
 from typing import Any
 
 import jax
@@ -12,6 +11,7 @@ from rich.console import Console
 from deepsearch_jax.policy import ModelConfig, init_params, load_pretrained, save_adapter, save_pretrained
 from deepsearch_jax.runtime.compile_cache import enable_compile_cache
 from deepsearch_jax.runtime.debug import watch_nans
+from deepsearch_jax.runtime.export import copy_tokenizer
 from deepsearch_jax.runtime.interrupt import Interrupted, StopRequest
 from deepsearch_jax.runtime.meshes import build_mesh
 from deepsearch_jax.runtime.metrics import read_rows
@@ -26,7 +26,6 @@ from deepsearch_jax.runtime.workdir import Workdir
 from deepsearch_jax.training import gather
 from deepsearch_jax.tree import SearchSettings
 
-_TOKENIZER_FILES = ("tokenizer", "vocab", "merges", "chat_template", "special_tokens", "added_tokens")
 _PARAMS_STREAM = 2**31 - 1  # counter of the key that fresh parameters are drawn with; no purpose of a sampler
 
 
@@ -102,24 +101,34 @@ def run(
         place.close()
 
 
+def compute_dtype_of(settings: ModelSettings) -> str:
+    """Dtype of the matrix products on this machine."""
+    if settings.compute_dtype != "auto":
+        return settings.compute_dtype
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+
+
 def build_policy(settings: ModelSettings, task: Task, search: SearchSettings, seed: int) -> tuple[ModelConfig, Any]:
     """Architecture and parameters: read from a Hugging Face directory, or drawn anew for the task's alphabet."""
-    compute_dtype = settings.compute_dtype
-    if compute_dtype == "auto":
-        compute_dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     if settings.path:
         return load_pretrained(
-            settings.path, param_dtype=settings.param_dtype, compute_dtype=compute_dtype, remat=settings.remat
-        )
+            settings.path, param_dtype=settings.param_dtype, compute_dtype=compute_dtype_of(settings),
+            remat=settings.remat,
+        )  # fmt: skip
+    model = build_model(settings, task, search)
+    return model, draw_params(model, seed)
+
+
+def build_model(settings: ModelSettings, task: Task, search: SearchSettings) -> ModelConfig:
+    """Architecture of a small decoder for the task's alphabet."""
     longest_prompt = max(len(task.prompt(p)) for p in (*task.train_problems, *task.eval_problems))
-    model = ModelConfig.tiny(
+    return ModelConfig.tiny(
         task.tokenizer.vocab_size, hidden_size=settings.hidden_size, num_layers=settings.num_layers,
         num_heads=settings.num_heads, num_kv_heads=settings.num_kv_heads,
         intermediate_size=settings.intermediate_size, max_position_embeddings=2 * (longest_prompt
         + search.max_response_length), eos_ids=tuple(task.tokenizer.eos_ids), pad_id=task.tokenizer.pad_id,
-        param_dtype=settings.param_dtype, compute_dtype=compute_dtype, remat=settings.remat,
+        param_dtype=settings.param_dtype, compute_dtype=compute_dtype_of(settings), remat=settings.remat,
     )  # fmt: skip
-    return model, draw_params(model, seed)
 
 
 def draw_params(model: ModelConfig, seed: int) -> Any:
@@ -150,9 +159,7 @@ def _finish(
     reporter.line(f"curves: {workdir / 'curves.png'}")
     if settings.model.path:
         save_pretrained(workdir / "policy", model, params)
-        for file in pathlib.Path(settings.model.path).iterdir():
-            if file.name.startswith(_TOKENIZER_FILES):
-                shutil.copyfile(file, workdir / "policy" / file.name)
+        copy_tokenizer(pathlib.Path(settings.model.path), workdir / "policy")
         reporter.line(f"policy: {workdir / 'policy'} (Hugging Face layout)")
         if adapters is not None:
             save_adapter(workdir / "adapter", model, adapters, settings.lora, base_model=settings.model.path)

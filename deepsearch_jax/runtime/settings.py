@@ -210,7 +210,7 @@ class RunSettings:
                 f"filter.min_direct={self.filter.min_direct} direct rollouts do not fit into a group of "
                 f"rounds.group_size={self.rounds.group_size}"
             )
-        if self.model.path and self.task.has_warm_start:
+        if self.model.path and self.task.has_warm_start and not self.task.is_text:
             raise ValueError(
                 f"model.path={self.model.path!r} is given, but task.name={self.task.name!r} trains a small model of "
                 "its own alphabet from nothing; set task.name='math', leave model.path empty, or switch the warm start "
@@ -221,6 +221,11 @@ class RunSettings:
                 f"lora.rank={self.lora.rank} trains adapters of a frozen model, but the warm start of "
                 "task.name='arithmetic' trains that model from nothing; set lora.rank=0, or "
                 "task.arithmetic.warm_start_stages=() to adapt a model that has learnt nothing"
+            )
+        if self.lora.rank and self.task.is_text and not self.model.path:
+            raise ValueError(
+                f"lora.rank={self.lora.rank} trains adapters of a frozen model, but model.path is empty and "
+                f"task.name={self.task.name!r} starts a small model from nothing; set lora.rank=0 or give model.path"
             )
         if self.task.name == "math" and not self.model.path:
             raise ValueError(

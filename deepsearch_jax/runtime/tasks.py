@@ -1,36 +1,26 @@
 """What a run trains on: one small interface that any verifiable task can fill.
 
 A task knows its problems, turns one into prompt tokens, and scores response texts. `build_task` makes the tasks that
-ship with the project; a test or a user may hand the trainer any other object of this shape.
+ship with the project, those of reasoning-gym, and what users write (`text_tasks.py`, `docs/tasks.md`).
 """
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from deepsearch_jax.data.arithmetic import ArithmeticSettings, ArithmeticTask
 from deepsearch_jax.data.countdown import CountdownSettings, CountdownTask, countdown_batch
 from deepsearch_jax.data.problems import Problem, ProblemSettings, load_problem_set, split_problems
 from deepsearch_jax.data.prompts import PromptSettings, encode_prompts
+from deepsearch_jax.data.texts import TextSettings, parse_options
 from deepsearch_jax.data.tokenizers import HFTokenizer, Tokenizer
 from deepsearch_jax.data.warm_start import num_warm_start_steps, stage_at, warm_start_batch
+from deepsearch_jax.runtime.text_tasks import GYM, GymSettings, GymTask, build_user_task
+from deepsearch_jax.runtime.verdicts import CORRECT_FROM, Verdict
 from deepsearch_jax.types import TokenBatch
 from deepsearch_jax.verify import VerifySettings, make_scorer
 
 TASKS = ("arithmetic", "countdown", "math")
-CORRECT_FROM = 1.0  # a response with this score or more counts as correct
-
-
-class Verdict(NamedTuple):
-    """What a task says of one response.
-
-    Attributes:
-      score: in [0, 1]; 1 is correct.
-      is_answered: whether the response holds an answer at all.
-    """
-
-    score: float
-    is_answered: bool
 
 
 class Task(Protocol):
@@ -43,6 +33,10 @@ class Task(Protocol):
     @property
     def eval_problems(self) -> Sequence[Problem]:
         """Held-out problems."""
+
+    @property
+    def mixture(self) -> Sequence[float]:
+        """Shares of the components of a mixture among the problems of a step (Problem.component); () mixes nothing."""
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -88,28 +82,58 @@ class TaskSettings:
     """Which task, and the settings of each; only the named one is read.
 
     Attributes:
-      name: "arithmetic" or "countdown" (embedded, made by a generator) or "math" (problem files).
+      name: "arithmetic" or "countdown" (embedded, made by a generator), "math" (problem files),
+        "reasoning_gym:DATASET", or a task of your own, "MODULE:NAME" or "FILE.py:NAME"; importing it runs its code.
+      options: what the dataset or your own task is made with, as keyword arguments: "min_terms=2, max_terms=3".
+      correct_from: score in (0, 1] from which a response counts as correct, where scores lie between 0 and 1
+        (reasoning-gym, tasks of your own); below, it is wrong: searches and updates know no halves (Eq. 4).
+      text: tokens and warm start of these tasks.
+      reasoning_gym: sizes and scoring of a reasoning-gym dataset.
     """
 
     name: str = "arithmetic"
+    options: str = ""
+    correct_from: float = CORRECT_FROM
     arithmetic: ArithmeticSettings = ArithmeticSettings()
     countdown: CountdownSettings = CountdownSettings()
     math: MathSettings = MathSettings()
+    text: TextSettings = TextSettings()
+    reasoning_gym: GymSettings = GymSettings()
 
     def __post_init__(self) -> None:
-        if self.name not in TASKS:
-            raise ValueError(f"name={self.name!r} is not known; choose one of {', '.join(TASKS)}")
+        place, _, found = self.name.rpartition(":")
+        if self.name not in TASKS and not (place and found):
+            raise ValueError(
+                f"name={self.name!r} is not known; choose one of {', '.join(TASKS)}, {GYM}:DATASET for a dataset of "
+                f"reasoning-gym ({GYM}:chain_sum, for example), or MODULE:NAME for a task of your own"
+            )
+        if not 0 < self.correct_from <= 1:
+            raise ValueError(f"correct_from={self.correct_from} must lie in (0, 1]")
+        if self.options and not self.is_text:
+            raise ValueError(
+                f"options={self.options!r} has no use for name={self.name!r}; its own group has its settings"
+            )
+        parse_options(self.options)
+
+    @property
+    def is_text(self) -> bool:
+        """Whether it is a task of texts: a reasoning-gym dataset or one of the user's own."""
+        return self.name not in TASKS
 
     @property
     def has_warm_start(self) -> bool:
         """Whether the task trains supervised before the rounds."""
         if self.name == "arithmetic":
             return bool(self.arithmetic.warm_start_stages)
+        if self.is_text:  # of models from nothing alone
+            return self.text.warm_start_steps > 0
         return self.name == "countdown" and self.countdown.warm_start_steps > 0
 
 
 class _GeneratedTask:
     """Problems made by a generator, every step of a response checked, with a supervised warm start from nothing."""
+
+    mixture: tuple[float, ...] = ()
 
     def __init__(self, task: ArithmeticTask | CountdownTask):
         self._task = task
@@ -167,6 +191,7 @@ class MathTask:
     def __init__(self, settings: MathSettings, model_path: str, seed: int):
         """Raises: ValueError for a bad model directory or problem file, or if no prompt fits the limit."""
         self.tokenizer: Tokenizer = HFTokenizer(model_path)
+        self.mixture = settings.train.weights
         train = load_problem_set(settings.train)
         if settings.evaluation.paths:
             heldout = load_problem_set(settings.evaluation)
@@ -211,4 +236,15 @@ def build_task(settings: TaskSettings, model_path: str, seed: int) -> Task:
         return Arithmetic(settings.arithmetic)
     if settings.name == "countdown":
         return Countdown(settings.countdown)
-    return MathTask(settings.math, model_path, seed)
+    if settings.name == "math":
+        return MathTask(settings.math, model_path, seed)
+    options, kind = parse_options(settings.options), settings.name.partition(":")[0]
+    if kind == GYM:
+        dataset = settings.name.partition(":")[2]
+        return GymTask(
+            dataset, options, settings.reasoning_gym, settings.text, model_path=model_path, seed=seed,
+            correct_from=settings.correct_from,
+        )  # fmt: skip
+    return build_user_task(
+        settings.name, options, settings.text, model_path=model_path, seed=seed, correct_from=settings.correct_from
+    )

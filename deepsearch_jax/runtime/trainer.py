@@ -214,6 +214,7 @@ class Trainer:
         self._batches = ProblemIterator(
             chosen, batch_size=rounds.problems_per_step, seed=self.settings.seed,
             round_index=self.position.round_index, fingerprint=self.position.fingerprint,
+            components=[self.problems[i].component for i in chosen], weights=self.task.mixture,
         )  # fmt: skip
         if self.position.iterator:
             self._batches.set_state(self.position.iterator)

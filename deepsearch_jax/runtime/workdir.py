@@ -24,6 +24,7 @@ FREE_KEYS = (
     "watchdog.",
     "checkpoint.",
     "task.math.verify.num_workers",
+    "task.reasoning_gym.num_workers",
     "optimizer.learning_rate",
     "optimizer.max_grad_norm",
     "optimizer.micro_batch_",

@@ -153,6 +153,7 @@ class Cell:
         if self.setting.average_last:
             config.task.arithmetic.warm_start_stages = ()
             config.task.countdown.warm_start_steps = 0
+            config.task.text.warm_start_steps = 0
         if start is not None:
             config.model.path = str(start)
         return config

@@ -34,6 +34,8 @@ class Setting:
 
 def all_settings() -> dict[str, Setting]:
     """Every setting by its name."""
-    from experiments.settings import chains, countdown, gsm8k
+    from experiments.settings import chains, countdown, gsm8k, reasoning_gym
 
-    return {setting.name: setting for module in (chains, countdown, gsm8k) for setting in module.SETTINGS}
+    return {
+        setting.name: setting for module in (chains, countdown, gsm8k, reasoning_gym) for setting in module.SETTINGS
+    }
