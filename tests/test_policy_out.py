@@ -44,9 +44,9 @@ def train(folder, **changes):
     settings = dataclasses.replace(
         settings,
         task=TaskSettings(
-            name=f"{folder / 'backwards.py'}:Backwards", options="letters='ab', length=3",
+            name=f"{folder / 'backwards.py'}:Backwards", options="letters='ab', length=4",
             correct_from=0.6,
-            text=TextSettings(warm_start_steps=40, warm_start_batch_size=8, warm_start_learning_rate=1e-2),
+            text=TextSettings(warm_start_steps=12, warm_start_batch_size=8, warm_start_learning_rate=1e-2),
         ),
         method="grpo",
         advantage=AdvantageSettings(level="outcome", normalisation="mean_std"),

@@ -28,7 +28,17 @@ from deepsearch_jax.verify import GymItem, GymPool, draw_items
 
 GYM = "reasoning_gym"
 _ANSWERS = ("auto", "tag", "box", "all")
-_MEMBERS = ("train_problems", "eval_problems", "tokenizer", "prompt", "score", "statistics", "warm_start", "close")
+_MEMBERS = (
+    "train_problems",
+    "eval_problems",
+    "mixture",
+    "tokenizer",
+    "prompt",
+    "score",
+    "statistics",
+    "warm_start",
+    "close",
+)
 
 
 class TextTask(abc.ABC):

@@ -136,7 +136,8 @@ def test_the_example_of_the_docs_is_thirty_lines_and_scores(tmp_path):
     path = tmp_path / "backwards.py"
     path.write_text(source)
     task = build(f"{path}:Backwards", "letters='ab', length=2")
-    problem = next(problem for problem in task.train_problems if problem.question == "ba")
+    problem = next(p for p in (*task.train_problems, *task.eval_problems) if p.question == "ba")
+    assert len(task.train_problems) == len(task.eval_problems) == 2
     scores = [verdict.score for verdict in task.score([(problem, "ab"), (problem, "bb"), (problem, "b")])]
     assert scores == [1.0, 0.5, 0.0]
 
