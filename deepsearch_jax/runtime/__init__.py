@@ -6,6 +6,7 @@ from deepsearch_jax.runtime.checkpoints import CheckpointError, CheckpointSettin
 from deepsearch_jax.runtime.evaluate import EvaluationSettings
 from deepsearch_jax.runtime.learning import TooManySkipped
 from deepsearch_jax.runtime.meshes import MeshSettings, build_mesh
+from deepsearch_jax.runtime.printable import printable
 from deepsearch_jax.runtime.processes import connect
 from deepsearch_jax.runtime.run import build_policy, run
 from deepsearch_jax.runtime.settings import RunSettings
@@ -28,5 +29,6 @@ __all__ = [
     "build_task",
     "connect",
     "evaluate_benchmarks",
+    "printable",
     "run",
 ]
