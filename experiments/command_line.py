@@ -7,6 +7,7 @@ import sys
 from absl import flags
 
 from deepsearch_jax.config import setting_names
+from deepsearch_jax.runtime import printable
 
 _TASK = re.compile(r"^(--?config\.task)(=.*|)$", re.DOTALL)
 
@@ -36,6 +37,6 @@ def parse(settings: type, argv: list[str]) -> list[str]:
 
 
 def complain(text: str) -> int:
-    """Prints the mistake; returns the exit status."""
-    print(f"error: {text}", file=sys.stderr)
+    """Prints the mistake; returns the exit status. Further lines of the text are indented: none can pass for ours."""
+    print("error: " + "\n  ".join(printable(line) for line in text.split("\n")), file=sys.stderr)
     return 2

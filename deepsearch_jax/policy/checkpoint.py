@@ -4,7 +4,7 @@ import functools
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -208,7 +208,7 @@ class _Tensors:
             index = _read_json(directory / INDEX)
             if not isinstance(index.get("weight_map"), dict):
                 raise ValueError(f"{directory / INDEX} has no weight_map; fetch the model again")
-            files = sorted(set(index["weight_map"].values()))
+            files = _plain_names(index["weight_map"].values(), directory / INDEX)
         else:
             files = [WEIGHTS]
         missing = [file for file in files if not (directory / file).is_file()]
@@ -253,6 +253,20 @@ class _Tensors:
             )
         self.read.add(name)
         return value
+
+
+def _plain_names(names: Iterable[Any], index: pathlib.Path) -> list[str]:
+    """The weight files an index names, which lie beside it. A path that leads elsewhere is refused."""
+    found = set()
+    for name in names:
+        is_plain = isinstance(name, str) and name == pathlib.PureWindowsPath(name).name and name.isprintable()
+        if not (is_plain and name.endswith(".safetensors")):
+            raise ValueError(
+                f"{index} names the weight file {name!r}; expected the name of a .safetensors file in the same folder. "
+                "Fetch the model again from a source you trust"
+            )
+        found.add(name)
+    return sorted(found)
 
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:

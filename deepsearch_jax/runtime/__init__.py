@@ -10,6 +10,7 @@ from deepsearch_jax.runtime.export import check_new, export_policy
 from deepsearch_jax.runtime.guards import GuardSettings, TooManySkipped
 from deepsearch_jax.runtime.interrupt import Interrupted, StopRequest
 from deepsearch_jax.runtime.meshes import MeshSettings, build_mesh
+from deepsearch_jax.runtime.printable import printable
 from deepsearch_jax.runtime.processes import connect
 from deepsearch_jax.runtime.replay import replay_batch
 from deepsearch_jax.runtime.run import build_policy, run
@@ -50,6 +51,7 @@ __all__ = [
     "export_policy",
     "load_directory",
     "load_saved",
+    "printable",
     "replay_batch",
     "run",
     "search_settings",

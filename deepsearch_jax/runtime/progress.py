@@ -11,6 +11,7 @@ from rich.console import Console
 
 from deepsearch_jax.runtime.metrics import MACHINE_KEY
 from deepsearch_jax.runtime.panel import LivePanel, PanelState, clock
+from deepsearch_jax.runtime.printable import printable
 from deepsearch_jax.runtime.watchdog import Pulse
 
 _PLAIN_INTERVAL_S = 30.0  # a log file gets a line of a running phase at most this often
@@ -63,7 +64,7 @@ class Reporter:
     def advance(self, done: float, detail: str = "") -> None:
         """Says that `done` units of the current phase are finished."""
         state = self._state
-        state.done, state.detail = done, detail
+        state.done, state.detail = done, printable(detail)
         self.pulse.beat(state.phase)
         if self._panel is None and time.monotonic() - self._last_plain > _PLAIN_INTERVAL_S:
             self._last_plain = time.monotonic()
@@ -89,7 +90,7 @@ class Reporter:
 
     def line(self, text: str) -> None:
         """Prints one line."""
-        self.console.print(text, markup=False)
+        self.console.print(printable(text), markup=False)
 
     def close(self) -> None:
         """Takes the panel away; a later phase brings it back."""

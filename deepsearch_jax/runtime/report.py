@@ -6,6 +6,9 @@ from typing import Any
 import matplotlib
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+
+from deepsearch_jax.runtime.printable import printable
 
 matplotlib.use("Agg")  # no display needed
 
@@ -36,7 +39,8 @@ def print_table(console: Console, rows: list[dict[str, Any]]) -> None:
     if len(first["by_source"]) > 1:
         for source in first["by_source"]:
             table.add_row(
-                f"  {source}", *(f"{row['by_source'].get(source, float('nan')):.3f}" for row in (first, last))
+                Text(printable(f"  {source}")),
+                *(f"{row['by_source'].get(source, float('nan')):.3f}" for row in (first, last)),
             )
     console.print(table)
 

@@ -83,6 +83,7 @@ def main(arguments: list[str] | None = None) -> int:
                 "timeouts": stats.timeouts,
                 "errors": stats.errors,
                 "restarts": stats.restarts,
+                "refused": stats.refused,
                 "by_category": {name: f"{right}/{total}" for name, (right, total) in sorted(by_category.items())},
             }
         )

@@ -2,8 +2,9 @@
 
 import re
 
-# One alternation, leftmost first: an escaped brace is a character, not structure; `\\` eats its partner.
-_STRUCTURE = re.compile(r"\\+boxed\s*\{|\\.|[{}]", re.DOTALL)
+# One alternation, leftmost first: an escaped brace is a character, not structure; `\\` eats its partner. Pairs are
+# taken many at a time: looking for a box behind each of a million backslashes would take hours.
+_STRUCTURE = re.compile(r"(?P<box>\\++boxed\s*+\{)|(?:\\\\)++|\\.|(?P<brace>[{}])", re.DOTALL)
 
 
 def last_complete_box(text: str) -> str | None:
@@ -15,10 +16,9 @@ def last_complete_box(text: str) -> str | None:
     stack: list[tuple[bool, int]] = []  # (is a box, where its content begins) of each open brace
     last: tuple[int, int] | None = None
     for match in _STRUCTURE.finditer(text):
-        token = match.group()
-        if token == "{" or len(token) > 2:
-            stack.append((token != "{", match.end()))
-        elif token == "}" and stack:
+        if match.lastgroup == "box" or match.group() == "{":
+            stack.append((match.lastgroup == "box", match.end()))
+        elif match.lastgroup == "brace" and stack:
             is_box, begin = stack.pop()
             if is_box:  # an outer box closes later than the boxes inside it, so it replaces them
                 last = (begin, match.start())

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from deepsearch_jax.verify.extract import last_complete_box
 from deepsearch_jax.verify.pool import VerifierPool
-from deepsearch_jax.verify.process import WorkerProcess, worker_environment
+from deepsearch_jax.verify.process import WorkerProcess, worker_command, worker_environment
 from deepsearch_jax.verify.verdict import Status
 
 ANSWERS = ("tag", "box", "all")
@@ -90,4 +90,4 @@ class GymPool(VerifierPool):
         return answer, Status.NO_ANSWER if answer is None else None
 
     def _start_worker(self) -> WorkerProcess:
-        return WorkerProcess(self.settings.memory_mb, "deepsearch_jax.verify.gym_worker", self._setup)
+        return WorkerProcess(self.settings.memory_mb, worker_command("deepsearch_jax.verify.gym_worker"), self._setup)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from deepsearch_jax.verify.gym_problems import open_dataset, unpacked
-from deepsearch_jax.verify.worker import refuse_side_effects, serve
+from deepsearch_jax.verify.worker import Guard, serve
 
 _MAX_SOURCE = 4000  # characters of text that may be compiled
 _NUMBERS = frozenset(("Integer", "Float", "Rational", "Symbol"))  # what sympy's parser writes around literals
@@ -40,28 +40,29 @@ def is_plain(source: str) -> bool:
     return True
 
 
-class _Audit:
-    """The audit hook; while it reads a text itself, that reading is let through."""
+class _GymGuard(Guard):
+    """The audit hook of every worker; it also lets plain texts be evaluated."""
 
     def __init__(self) -> None:
-        self._is_reading = False
+        super().__init__()
+        self._is_reading = False  # a text, to see whether it is plain: compiling it for that is let through
 
-    def __call__(self, event: str, args: tuple[Any, ...]) -> None:
-        if event != "compile" or self._is_reading:
-            if event != "compile":
-                refuse_side_effects(event, args)
-            return
-        source = args[0]
-        if isinstance(source, str | bytes) and str(args[1]).startswith("<"):
-            text = source if isinstance(source, str) else source.decode("utf-8", "replace")
-            self._is_reading = True
-            try:
-                plain = is_plain(text)
-            finally:
-                self._is_reading = False
-            if plain:
-                return
-        refuse_side_effects(event, args)
+    def is_code(self, event: str, args: tuple[Any, ...]) -> bool:
+        if event == "exec" and args[0].co_filename == "<string>":
+            return True  # it was compiled from a text that passed here
+        if event == "compile":
+            if self._is_reading:
+                return True
+            if isinstance(args[0], str | bytes) and str(args[1]).startswith("<") and self._is_plain(args[0]):
+                return True
+        return super().is_code(event, args)
+
+    def _is_plain(self, source: str | bytes) -> bool:
+        self._is_reading = True
+        try:
+            return is_plain(source if isinstance(source, str) else source.decode("utf-8", "replace"))
+        finally:
+            self._is_reading = False
 
 
 def _prepare() -> Callable[[str, str], dict[str, Any]]:
@@ -76,7 +77,8 @@ def _prepare() -> Callable[[str, str], dict[str, Any]]:
             raise  # may leave a library in a bad state: the worker is replaced
         except Exception:  # a hundred scorers: an answer that one of them cannot read is a wrong one
             value = 0.0
-        return {"score": min(max(value, 0.0), 1.0) if value == value else 0.0}
+        value = min(max(value, 0.0), 1.0) if value == value else 0.0
+        return {"equal": value >= 1.0, "score": value}
 
     # Once before files are closed to it: what scorers import and read lazily is there afterwards.
     score(setup["answer"], setup["entry"])
@@ -84,4 +86,4 @@ def _prepare() -> Callable[[str, str], dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    serve(_prepare, _Audit())
+    serve(_prepare, _GymGuard())

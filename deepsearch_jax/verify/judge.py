@@ -54,6 +54,12 @@ def _cleaned(answer: str) -> str:
     return clean_latex(answer)
 
 
+def forget_answers() -> None:
+    """Empties the caches of parsed texts. They hold what depends on the text alone: no verdict changes by this."""
+    _tree.cache_clear()
+    _cleaned.cache_clear()
+
+
 def judge(answer: str, ground_truth: str, set_equal: SetEqual | None = None) -> Verdict3:
     """Whether `answer` (the content of a box) says what `ground_truth` says.
 

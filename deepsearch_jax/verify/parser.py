@@ -11,6 +11,7 @@ from deepsearch_jax.verify.units import SCALES
 
 MAX_DEPTH = 30  # nested groups; real answers stay below 8
 MAX_TOKENS = 800
+MAX_HEIGHT = 120  # of the tree: a sum of 120 terms is as high. What walks it recursively must fit any caller's stack
 MAX_DIGITS = 1000  # of one number
 
 
@@ -68,7 +69,19 @@ def parse(text: str) -> Node:
     tree = parser.elements()
     if parser.position < len(tokens):
         raise ParseError(f"unexpected {parser.peek()!r}")
+    if _is_higher(tree, MAX_HEIGHT):
+        raise ParseError("nested too deeply")
     return tree
+
+
+def _is_higher(tree: Node, limit: int) -> bool:
+    level: list[Any] = [tree]
+    for _ in range(limit):
+        level = [arg for part in level for arg in (part.args if isinstance(part, Node) else part)]
+        level = [arg for arg in level if isinstance(arg, tuple)]  # nodes, rows of a matrix
+        if not level:
+            return False
+    return True
 
 
 def number(text: str) -> Node:

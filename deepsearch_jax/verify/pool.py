@@ -1,6 +1,7 @@
 """The scorer: easy answers are decided in the caller's thread, the others by worker processes with a hard deadline."""
 
 import atexit
+import collections
 import dataclasses
 import queue
 import threading
@@ -14,7 +15,7 @@ from typing import NamedTuple, Protocol, Self
 from deepsearch_jax.verify.boxed import WINDOW_CHARS, last_box_content, score_boxed
 from deepsearch_jax.verify.extract import last_complete_box
 from deepsearch_jax.verify.judge import judge
-from deepsearch_jax.verify.process import Overrun, WorkerDied, WorkerProcess
+from deepsearch_jax.verify.process import Overrun, Reply, WorkerDied, WorkerProcess
 from deepsearch_jax.verify.verdict import ScorerStats, Status, Verdict, VerifySettings
 
 
@@ -62,6 +63,7 @@ class VerifierPool:
         self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._stats = ScorerStats()
+        self._events: collections.Counter[str] = collections.Counter()
         self._threads: list[threading.Thread] = []
         self._workers: dict[int, WorkerProcess] = {}
         self._num_waiting = 0  # tasks queued or being worked on
@@ -94,7 +96,7 @@ class VerifierPool:
                     self._start_thread()
                 self._tasks.put(_Task(answer, ground_truth, seconds, future))
         if status is not None:
-            future.set_result(Verdict(float(status is Status.CORRECT), status, answer, seconds))
+            future.set_result(_verdict(status, answer, seconds))
         return future
 
     def score(self, cases: Iterable[tuple[str, str]]) -> list[Verdict]:
@@ -105,6 +107,13 @@ class VerifierPool:
     def stats(self) -> ScorerStats:
         with self._lock:
             return self._stats
+
+    @property
+    def events(self) -> dict[str, int]:
+        """Audit events of files, code and processes inside the workers while they checked answers, by name; those
+        refused (`stats.refused`) and the imports of modules that a library makes late."""
+        with self._lock:
+            return dict(self._events)
 
     @property
     def worker_pids(self) -> list[int]:
@@ -138,22 +147,39 @@ class VerifierPool:
     def _serve(self, slot: int) -> None:
         while (task := self._tasks.get()) is not None:
             if task.future.set_running_or_notify_cancel():
-                verdict = self._ask(slot, task)
-                if verdict is None:
-                    task.future.set_exception(RuntimeError("the VerifierPool was closed during this check"))
-                else:
-                    task.future.set_result(verdict)
+                self._answer(slot, task)
             with self._lock:
                 self._num_waiting -= 1
         self._drop(slot)
 
+    def _answer(self, slot: int, task: _Task) -> None:
+        """Ends the task's future, whatever happens: a caller waits for it, and this thread serves the next ones."""
+        try:
+            verdict = self._ask(slot, task)
+        except Exception:  # nothing known raises here; a mistake of ours must cost one answer, not the run
+            self._drop(slot, restarts=1)
+            with self._lock:
+                self._count(errors=1)
+            verdict = _verdict(Status.ERROR, task.answer, task.seconds)
+        if verdict is None:
+            task.future.set_exception(RuntimeError("the VerifierPool was closed during this check"))
+        else:
+            task.future.set_result(verdict)
+
     def _ask(self, slot: int, task: _Task) -> Verdict | None:
         """The verdict of a worker; None if the pool was closed meanwhile."""
-        begin = time.perf_counter()
-        status, score = Status.ERROR, 0.0
+        seconds, status, score = task.seconds, Status.ERROR, 0.0
         for _ in range(2):  # a worker that dies may have been killed from outside: one more try on a fresh one
             try:
-                reply = self._worker(slot).ask(task.answer, task.ground_truth, self.settings.deadline_s)
+                worker = self._worker(slot)
+            except (WorkerDied, OSError):
+                self._drop(slot, restarts=1)
+                if self._is_closed:
+                    return None
+                continue
+            begin = time.perf_counter()
+            try:
+                reply = worker.ask(task.answer, task.ground_truth, self.settings.deadline_s)
             except Overrun:
                 self._drop(slot, restarts=1)
                 status = Status.TIMEOUT
@@ -163,21 +189,29 @@ class VerifierPool:
                 if self._is_closed:
                     return None
                 continue
-            score = float(reply.get("score", reply.get("equal", 0.0)))
-            if "error" not in reply:
-                status = Status.CORRECT if score >= 1.0 else Status.INCORRECT
+            finally:
+                seconds += time.perf_counter() - begin
+            if reply.equal is not None:
+                status = Status.CORRECT if reply.equal else Status.INCORRECT
+                score = float(reply.equal) if reply.score is None else reply.score
+            self._note(reply)
             # An error may have left a library in a bad state, and memory once taken rarely comes back.
-            if "error" in reply or reply["memory_mb"] > self.settings.recycle_mb:
+            if reply.equal is None or reply.memory_mb > self.settings.recycle_mb:
                 self._drop(slot, restarts=1)
             break
         if self._is_closed and status is Status.ERROR:
             return None
         with self._lock:
             self._count(timeouts=status is Status.TIMEOUT, errors=status is Status.ERROR)
-        return Verdict(score, status, task.answer, task.seconds + time.perf_counter() - begin)
+        return Verdict(score, status, task.answer, seconds)
 
     def _start_worker(self) -> WorkerProcess:
         return WorkerProcess(self.settings.memory_mb)
+
+    def _note(self, reply: Reply) -> None:
+        with self._lock:
+            self._count(refused=reply.refused)
+            self._events.update(reply.events)
 
     def _worker(self, slot: int) -> WorkerProcess:
         worker = self._workers.get(slot)
@@ -232,6 +266,10 @@ class VerifierPool:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _verdict(status: Status, answer: str | None, seconds: float) -> Verdict:
+    return Verdict(float(status is Status.CORRECT), status, answer, seconds)
 
 
 @atexit.register

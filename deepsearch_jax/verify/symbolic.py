@@ -7,11 +7,15 @@ finds, is replaced by one that reads numerals. Costs are bounded before sympy se
 
 # ruff: noqa: SIM905  (tables of words read better as one text)
 import contextlib
+import random
 import re
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import mpmath
 import sympy
+import sympy.core.random
 
 # simplify imports the units late, and they read their names as text: too late once that is refused.
 import sympy.physics.units
@@ -43,6 +47,7 @@ _CALLS = {
     **{name: getattr(sympy, name) for name in "sin cos tan cot sec csc sinh cosh tanh coth".split()},
     **{"arc" + name: getattr(sympy, "a" + name) for name in "sin cos tan cot sinh cosh tanh".split()},
 }
+_RECURSION_LIMIT = sys.getrecursionlimit()
 MAX_TERMS = 2000  # of a finite sum or product
 MAX_EXPONENT = 5000
 
@@ -113,8 +118,19 @@ def _solutions(relation: Node) -> sympy.Set:
     return found
 
 
+def _forget() -> None:
+    """Puts sympy and mpmath into the state of a fresh process: what one answer left behind (cached expressions, random
+    numbers, precision) must not reach the verdict on the next."""
+    sympy.core.cache.clear_cache()
+    sympy.core.random.seed(0)
+    random.seed(0)
+    mpmath.mp.dps = 15
+    sys.setrecursionlimit(_RECURSION_LIMIT)
+
+
 def set_equal(pred: Node, gold: Node) -> bool:
     """Whether two sets of reals are the same; what sympy cannot settle is not."""
+    _forget()
     try:
         a, b = to_set(pred), to_set(gold)
         return bool(a == b) or sympy.SymmetricDifference(a, b).is_empty is True
@@ -188,6 +204,7 @@ def _read_side(text: str) -> Any:
 
 def library_equal(pred: str, gold: str) -> bool:
     """Equality of two answers with sums, products, integrals or limits, read by the library's LaTeX grammar."""
+    _forget()
     with no_text_evaluation():
         try:
             sides = [_read_side(text) for text in (pred, gold)]

@@ -18,7 +18,7 @@ class Verdict:
     score: 1.0 if correct, else 0.0.
     status: why.
     answer: what was taken from the response, None if nothing; untrusted text, escape it before logging.
-    seconds: wall time of the check, without waiting in the queue.
+    seconds: wall time of the check, without waiting in the queue or for a worker to start.
     """
 
     score: float
@@ -59,3 +59,4 @@ class ScorerStats:
     timeouts: int = 0
     errors: int = 0
     restarts: int = 0  # workers replaced: after a timeout, a death, or too much memory
+    refused: int = 0  # attempts inside a check to use files, network or processes or to evaluate text; refused

@@ -5,40 +5,84 @@ the caller's memory or __main__), limits its own memory, processor time and file
 processes and evaluated text from inside (an audit hook), and dies with its parent.
 """
 
+import collections
 import ctypes
 import json
 import os
 import resource
 import signal
 import sys
+import types
 from collections.abc import Callable
 from typing import Any
 
 _PR_SET_PDEATHSIG = 1
 _FORBIDDEN_EVENTS = (
-    "socket.", "subprocess.", "os.system", "os.exec", "os.fork", "os.posix_spawn", "os.spawn", "os.remove", "os.rename",
-    "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.chmod", "os.chown", "os.truncate", "os.listdir", "os.scandir",
-    "os.putenv", "shutil.", "tempfile.", "glob.", "pty.", "ctypes.", "urllib.", "ftplib.", "smtplib.", "mmap.",
+    "os.", "socket.", "subprocess.", "shutil.", "tempfile.", "glob.", "pathlib.", "pty.", "ctypes.", "urllib.",
+    "http.", "ftplib.", "smtplib.", "imaplib.", "poplib.", "nntplib.", "telnetlib.", "mmap.", "fcntl.", "signal.",
+    "sqlite3.", "pickle.", "shelve.", "webbrowser.", "syslog.", "pdb.", "winreg.", "msvcrt.", "_winapi.", "_thread.",
+    "_posixsubprocess.", "resource.prlimit", "sys.addaudithook", "sys.setprofile", "sys.settrace",
+    "builtins.breakpoint", "builtins.input", "cpython.run_", "ensurepip.", "setopencodehook",
 )  # fmt: skip
 _CODE_WRITERS = frozenset(("dataclasses", "collections", "typing", "sympy.polys.monomials"))
 _CODE_SUFFIXES = (".py", ".pyc", ".so")
+_CHANGING_FLAGS = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+_TALLIED = frozenset(("open", "compile", "exec", "import"))
 
 
-def refuse_side_effects(event: str, args: tuple[Any, ...]) -> None:
-    """Audit hook: modules may still be imported from files, everything else that touches the world is refused."""
-    if event == "open":
-        path, mode = args[0], args[1] or "r"
-        if not (isinstance(path, str) and path.endswith(_CODE_SUFFIXES) and mode in ("r", "rb")):
-            raise PermissionError("a verifier worker opens no files")
-    elif event == "compile":
-        # Importing compiles whole files; text that is evaluated has no file. The modules named write such code
-        # themselves, from numbers and field names, never from an answer.
-        if args[0] is not None and str(args[1]).startswith("<"):
-            caller = sys._getframe(1).f_globals.get("__name__", "")
-            if caller not in _CODE_WRITERS:
-                raise PermissionError(f"a verifier worker evaluates no text (asked by {caller})")
-    elif event.startswith(_FORBIDDEN_EVENTS):
-        raise PermissionError(f"a verifier worker may not use {event}")
+class Guard:
+    """Audit hook: modules may still be imported from where Python keeps them, all else that touches the world is
+    refused. Nothing can take the hook away again.
+
+    Attributes:
+      tally: events of files, code, processes and the like since the last `take`, by name.
+      refused: how many of them were refused.
+    """
+
+    def __init__(self) -> None:
+        roots = {sys.prefix, sys.base_prefix, sys.exec_prefix, *filter(None, sys.path)}
+        both = {os.path.abspath(root) for root in roots} | {os.path.realpath(root) for root in roots}
+        self._roots = tuple(root.rstrip(os.sep) + os.sep for root in sorted(both) if root != os.sep)
+        self.tally: collections.Counter[str] = collections.Counter()
+        self.refused = 0
+
+    def take(self) -> tuple[dict[str, int], int]:
+        """What was counted since the last call, and a fresh start."""
+        taken = dict(self.tally), self.refused
+        self.tally, self.refused = collections.Counter(), 0
+        return taken
+
+    def __call__(self, event: str, args: tuple[Any, ...]) -> None:
+        if event in _TALLIED:
+            self.tally[event] += 1
+            if event != "import" and not self.is_code(event, args):
+                self._refuse(f"{event} {args[0]!r:.60}")
+        elif event.startswith(_FORBIDDEN_EVENTS):
+            self.tally[event] += 1
+            if not (event == "os.listdir" and self._is_below_roots(f"{args[0]}{os.sep}")):  # looking for a module
+                self._refuse(event)
+
+    def _refuse(self, what: str) -> None:
+        self.refused += 1
+        raise PermissionError(f"a verifier worker may not do this: {what}")
+
+    def _is_below_roots(self, path: object) -> bool:
+        return isinstance(path, str) and path.startswith(self._roots) and ".." not in path
+
+    def is_code(self, event: str, args: tuple[Any, ...]) -> bool:
+        """Whether this opens, compiles or runs a module. Text that is evaluated has no file; `_CODE_WRITERS` write such
+        code themselves, from numbers and field names, never from an answer."""
+        if event == "open":
+            path, mode, flags = args
+            reads = mode in ("r", "rb", None) and not (flags or 0) & _CHANGING_FLAGS
+            return reads and self._is_below_roots(path) and path.endswith(_CODE_SUFFIXES)
+        name = args[0].co_filename if event == "exec" else str(args[1])
+        if self._is_below_roots(name) or name.startswith("<frozen "):
+            return True
+        frame: types.FrameType | None = sys._getframe(1)  # outwards to whoever caused the event
+        while frame is not None and frame.f_code.co_name in ("is_code", "__call__"):
+            frame = frame.f_back
+        return frame is not None and frame.f_globals.get("__name__", "") in _CODE_WRITERS
 
 
 def _die_with_parent(parent: int) -> None:
@@ -49,11 +93,24 @@ def _die_with_parent(parent: int) -> None:
 
 
 def _limit(memory_mb: int) -> None:
+    """Limits that the kernel holds against this process, whatever its Python does; they cannot be raised again.
+
+    Not every system has all of them (macOS has no limit on the address space that works): there the recycling by
+    resident memory and the parent's deadline remain.
+    """
     bytes_ = memory_mb * 2**20
-    resource.setrlimit(resource.RLIMIT_AS, (bytes_, bytes_))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+    limits = {"AS": bytes_, "CORE": 0, "FSIZE": 0, "NOFILE": 64, "NPROC": 0, "MEMLOCK": 0, "MSGQUEUE": 0}
+    for name, wanted in limits.items():
+        number = getattr(resource, f"RLIMIT_{name}", None)
+        if number is None:
+            continue
+        hard = resource.getrlimit(number)[1]
+        value = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        try:
+            resource.setrlimit(number, (value, value))
+        except (OSError, ValueError):
+            if sys.platform == "linux":
+                raise
 
 
 def _limit_processor_time(seconds: float) -> None:
@@ -63,7 +120,7 @@ def _limit_processor_time(seconds: float) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (soft, resource.RLIM_INFINITY))
 
 
-def _warm_up() -> Callable[[str, str], dict[str, Any]]:
+def warm_up() -> Any:
     """Imports sympy and uses every path once, so that neither imports nor tables count against the first answer."""
     from deepsearch_jax.verify.judge import judge
     from deepsearch_jax.verify.symbolic import set_equal
@@ -77,7 +134,7 @@ def _warm_up() -> Callable[[str, str], dict[str, Any]]:
         (r"\lim_{x\to 0}\frac{\sin x}{x}", "1"),
     ):
         judge(pred, gold, set_equal)
-    return lambda pred, gold: {"equal": bool(judge(pred, gold, set_equal))}
+    return lambda pred, gold: judge(pred, gold, set_equal)
 
 
 def _resident_memory() -> Callable[[], int]:
@@ -95,15 +152,12 @@ def _resident_memory() -> Callable[[], int]:
     return lambda: int(os.pread(statm, 200, 0).split()[1]) * page // 2**20
 
 
-def serve(
-    prepare: Callable[[], Callable[[str, str], dict[str, Any]]],
-    audit: Callable[[str, tuple[Any, ...]], None] = refuse_side_effects,
-) -> None:
+def serve(prepare: Callable[[], Callable[[str, str], dict[str, Any]]], guard: Guard) -> None:
     """Answers questions until the pipe ends.
 
     Args:
       prepare: called once within the limits and before side effects are refused; gives the function that answers.
-      audit: hook that refuses side effects.
+      guard: the audit hook that refuses side effects.
     """
     memory_mb, parent = int(sys.argv[1]), int(sys.argv[2])
     questions, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
@@ -115,7 +169,7 @@ def serve(
     _limit(memory_mb)
     answer = prepare()
     resident_memory = _resident_memory()
-    sys.addaudithook(audit)
+    sys.addaudithook(guard)
     replies.write(b'{"ready": true}\n')
     replies.flush()
     for line in questions:  # ends with the pool's end of the pipe
@@ -124,11 +178,21 @@ def serve(
         try:
             reply = answer(pred, gold)
         except Exception as error:  # the worker border: any failure of a library is a result, not a crash
-            reply = {"error": type(error).__name__}
+            reply = {"equal": None, "error": type(error).__name__}
         reply["memory_mb"] = resident_memory()
+        reply["events"], reply["refused"] = guard.take()
         replies.write(json.dumps(reply).encode() + b"\n")
         replies.flush()
 
 
+def _prepare() -> Callable[[str, str], dict[str, Any]]:
+    judge = warm_up()
+    return lambda pred, gold: {"equal": bool(judge(pred, gold))}
+
+
+def main() -> None:
+    serve(_prepare, Guard())
+
+
 if __name__ == "__main__":
-    serve(_warm_up)
+    main()

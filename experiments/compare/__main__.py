@@ -14,6 +14,7 @@ from rich.console import Console
 
 from deepsearch_jax.runtime import CheckpointError, TooManySkipped
 from deepsearch_jax.runtime.interrupt import Interrupted
+from experiments.command_line import complain
 from experiments.compare.cells import (
     Progress,
     claimed,
@@ -56,8 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Interrupted:
         print("stopped; the same command goes on from here")
     except (ValueError, OSError, CheckpointError, TooManySkipped) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return complain(str(error))
     return 0
 
 

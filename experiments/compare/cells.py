@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from deepsearch_jax.config import differing_keys
-from deepsearch_jax.runtime import build_task, run
+from deepsearch_jax.runtime import build_task, printable, run
 from deepsearch_jax.runtime.compile_cache import enable_compile_cache
 from deepsearch_jax.runtime.interrupt import Interrupted
 from deepsearch_jax.runtime.metrics import read_rows
@@ -157,7 +157,7 @@ class Progress:
         self._seconds: list[float] = []
 
     def say(self, text: str) -> None:
-        self.console.print(text, markup=False)
+        self.console.print(printable(text), markup=False)
 
     def begin(self, name: str, done: int) -> None:
         self.say(f"[{done + 1}/{self._total}] {name}{self.left(done)}")

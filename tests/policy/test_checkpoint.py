@@ -219,3 +219,19 @@ def test_features_of_the_other_families_are_refused_by_name(tmp_path, family, ch
 def test_decoders_that_no_family_has_are_refused(overrides, message):
     with pytest.raises(ValueError, match=message):
         policy.ModelConfig.tiny(11, num_layers=2, **overrides)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../model.safetensors", "/etc/x.safetensors", "a/b.safetensors", "..\\b.safetensors", "C:b.safetensors", "..", "",
+     "weights.bin", "a\x00.safetensors", "a\n.safetensors", 5, None],
+)  # fmt: skip
+def test_an_index_names_files_beside_it_or_is_refused(broken, name):
+    """An index is a stranger's file: it must not make us read elsewhere, nor anything but safetensors."""
+    shutil.copy(broken / "model.safetensors", broken.parent / "model.safetensors")
+    (broken / "model.safetensors").rename(broken / "part.safetensors")
+    index = {"weight_map": {"model.norm.weight": "part.safetensors", "other": name}}
+    (broken / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="in the same folder") as raised:
+        policy.load_pretrained(broken)
+    assert repr(name) in str(raised.value)

@@ -98,9 +98,11 @@ def test_payloads_leave_no_trace(pool, payload, tmp_path):
 IN_A_WORKER = """
 import os, sys
 from deepsearch_jax.verify import worker
-worker._warm_up()
-sys.addaudithook(worker._refuse_side_effects)
+worker.warm_up()
+guard = worker.Guard()
+sys.addaudithook(guard)
 import sympy
+module = sympy.__file__
 attempts = [
     lambda: open({path!r}, "w"),
     lambda: open("/etc/passwd"),
@@ -110,15 +112,38 @@ attempts = [
     lambda: __import__("subprocess").run(["true"]),
     lambda: os.remove({path!r}),
     lambda: __import__("socket").socket(),
+    lambda: os.open({path!r} + ".py", os.O_WRONLY | os.O_CREAT),
+    lambda: os.open(module, os.O_RDWR),
+    lambda: open(module, "a"),
+    lambda: open({path!r} + ".py"),
+    lambda: open(module + "/../../secret.py"),
+    lambda: open(b"/etc/passwd"),
+    lambda: open(os.dup(0)),
+    lambda: os.mkdir({path!r}),
+    lambda: os.kill(os.getppid(), 0),
+    lambda: os.fork(),
+    lambda: os.listdir("/"),
+    lambda: os.chdir("/"),
+    lambda: exec(compile("1", {path!r} + ".py", "exec")),
+    lambda: __import__("ctypes").CDLL(None),
+    lambda: __import__("pickle").loads(bytes.fromhex("636f730a73797374656d0a2e")),
+    lambda: __import__("signal").pthread_kill(0, 0),
+    lambda: __import__("mmap").mmap(-1, 10),
+    lambda: sympy.lambdify(sympy.Symbol("x"), "x+1"),
+    lambda: sympy.parse_expr("1+1"),
 ]
-for attempt in attempts:
+for number, attempt in enumerate(attempts):
     try:
         attempt()
     except PermissionError:
         continue
     except sympy.SympifyError as error:  # sympy wraps what its reader raised
         continue
-    sys.exit("a worker could do what it may not")
+    sys.exit(f"a worker could do what it may not: number {{number}}")
+events, refused = guard.take()
+assert refused >= len(attempts), (events, refused)
+assert guard.take() == ({{}}, 0)
+import sympy.plotting  # modules are still found
 """
 
 
