@@ -104,6 +104,46 @@ def test_two_processes_train_what_one_does_and_survive_a_kill(tmp_path):
     assert_same_rows(tmp_path / "stopped", tmp_path / "one")
 
 
+LOOKING = """
+import sys, time
+import jax
+jax.distributed.initialize("localhost:" + sys.argv[1], 2, int(sys.argv[2]))
+from deepsearch_jax.runtime.interrupt import Interrupted
+from deepsearch_jax.runtime.processes import SharedStop
+stop = SharedStop()
+stop.install()
+for look in range(1, 600):
+    try:
+        stop.check()
+    except Interrupted as interrupted:
+        print(f"stopped at look {look} by {interrupted}")
+        break
+    print("looking", flush=True)
+    time.sleep(0.1)
+"""
+
+
+@pytest.mark.parametrize(("number", "words"), [(signal.SIGTERM, "preemption notice"), (signal.SIGINT, "SIGINT")])
+def test_a_notice_to_one_process_stops_all_at_the_same_look(number, words):
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", LOOKING, str(port), str(process)], cwd=REPOSITORY, text=True,
+            env={**os.environ, "XLA_FLAGS": ""}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )
+        for process in range(2)
+    ]  # fmt: skip
+    while (line := processes[1].stdout.readline()) != "looking\n":
+        assert line, processes[1].poll()
+    processes[1].send_signal(number)
+    first, second = (output.splitlines()[-1] for output in finish(processes))
+    assert first == second
+    assert first.startswith("stopped at look")
+    assert words in first
+
+
 def test_what_processes_tell_each_other_arrives_bit_for_bit():
     rng = np.random.default_rng(0)
 

@@ -10,17 +10,23 @@ class Interrupted(Exception):
 
 
 class StopRequest:
-    """Turns SIGTERM and SIGINT into a question that the run asks itself at safe places."""
+    """Turns SIGTERM and SIGINT into a question that the run asks itself at safe places.
+
+    Attributes:
+      signals: those that are taken over.
+    """
+
+    signals: tuple[int, ...] = (signal.SIGTERM, signal.SIGINT)
 
     def __init__(self) -> None:
         self._asked: str | None = None
         self._previous: dict[int, object] = {}
 
     def install(self) -> None:
-        """Takes over the two signals; only the main thread may do that, elsewhere this does nothing."""
+        """Takes over the signals; only the main thread may do that, elsewhere this does nothing."""
         if threading.current_thread() is not threading.main_thread():
             return
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in self.signals:
             self._previous[number] = signal.signal(number, self._ask)
 
     def restore(self) -> None:

@@ -9,6 +9,7 @@ import dataclasses
 import io
 import json
 import os
+import signal
 import socket
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
@@ -107,10 +108,24 @@ def rollout_share(rollout: RolloutSettings) -> RolloutSettings:
 
 
 class SharedStop(StopRequest):
-    """A stop that one process is asked for is one for all: every look is taken by all of them together."""
+    """A stop that one process is asked for is one for all: every look is taken by all of them together.
+
+    Notices of preemption, of which SIGTERM is one, go to JAX, whose coordination service agrees with all processes on
+    the look at which they stop (multihost_utils.reached_preemption_sync_point); without that service (the setting
+    jax_enable_preemption_service) SIGTERM is told to the others as Ctrl-C is.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._num_looks, self._is_told_by_jax = 0, bool(jax.config.values["jax_enable_preemption_service"])
+        if self._is_told_by_jax:
+            self.signals = (signal.SIGINT,)  # taking SIGTERM over would keep the notice from JAX
 
     def check(self) -> None:
         """Raises Interrupted in all processes if a stop was asked for in one."""
+        self._num_looks += 1
+        if self._is_told_by_jax and multihost_utils.reached_preemption_sync_point(self._num_looks):
+            raise Interrupted("preemption notice (SIGTERM)")
         asked = [text.decode() for text in exchange((self._asked or "").encode())]
         if names := sorted({name for name in asked if name}):
             raise Interrupted(", ".join(names))
