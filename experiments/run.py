@@ -12,7 +12,15 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from deepsearch_jax.config import from_config
-from deepsearch_jax.runtime import AlarmStop, CheckpointError, RunSettings, TooManySkipped, connect, run
+from deepsearch_jax.runtime import (
+    AlarmStop,
+    CheckpointError,
+    RunSettings,
+    TooManySkipped,
+    WorkdirError,
+    connect,
+    run,
+)
 from experiments.command_line import complain, parse
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -35,7 +43,7 @@ def main(argv: list[str]) -> int:
         connect(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
         config = CONFIG.value.to_dict()
         run(from_config(RunSettings, config), config, str(WORKDIR.value))
-    except (ValueError, OSError, AlarmStop, CheckpointError, TooManySkipped) as error:
+    except (ValueError, OSError, AlarmStop, CheckpointError, TooManySkipped, WorkdirError) as error:
         logging.info("the error came from here", exc_info=True)  # shown with --verbosity=0
         return _leave(complain(str(error)))
     except jax.errors.JaxRuntimeError as error:

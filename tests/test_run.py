@@ -12,6 +12,7 @@ import time
 import pytest
 
 from deepsearch_jax.runtime.metrics import MACHINE_KEY, read_rows
+from deepsearch_jax.runtime.workdir import Workdir
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 
@@ -154,6 +155,15 @@ def test_a_workdir_of_another_config_says_which_keys_differ(tmp_path):
     code, output = run(tmp_path, workdir)
     assert code == 2
     assert "seed: 5 -> 0" in output
+
+
+def test_a_second_run_in_a_workdir_is_refused(tmp_path):
+    place = Workdir(tmp_path / "run")
+    code, output = run(tmp_path, tmp_path / "run")
+    place.close()
+    assert code == 2
+    assert "in use by another run" in output
+    assert "Traceback" not in output
 
 
 def test_an_unknown_variant_is_named(tmp_path):

@@ -18,6 +18,7 @@ from deepsearch_jax.runtime.saved import SavedPolicy, load_directory, load_saved
 from deepsearch_jax.runtime.settings import DTYPES, RunSettings
 from deepsearch_jax.runtime.tasks import Task, Verdict, build_task
 from deepsearch_jax.runtime.text_tasks import Example, TextTask
+from deepsearch_jax.runtime.workdir import WorkdirError
 
 __all__ = [
     "DTYPES",
@@ -42,6 +43,7 @@ __all__ = [
     "TextTask",
     "TooManySkipped",
     "Verdict",
+    "WorkdirError",
     "build_mesh",
     "build_policy",
     "build_task",

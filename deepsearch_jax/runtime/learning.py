@@ -39,6 +39,7 @@ from deepsearch_jax.training import (
     TrainState,
     UpdateSettings,
     check_rows,
+    committed,
     compute_log_probs,
     gather,
     init_train_state,
@@ -109,7 +110,11 @@ class Learner:
             self._base = self._on_mesh(freeze(self._model, params))
             key = jax.random.fold_in(jax.random.key(self.settings.seed), _ADAPTERS_STREAM)
             params = init_adapters(self._model, lora, key, self.settings.model.param_dtype)
-        return init_train_state(self._on_mesh(params), self.settings.optimizer, self._mesh)
+        return self._fresh_state(self._on_mesh(params))
+
+    def _fresh_state(self, params: Any) -> TrainState:
+        state = init_train_state(params, self.settings.optimizer, self._mesh)
+        return committed(state) if self._mesh is None else state
 
     def _on_mesh(self, params: Any) -> Any:
         if self._mesh is None:
@@ -139,7 +144,7 @@ class Learner:
 
     def fresh_optimizer(self, state: TrainState) -> TrainState:
         """The same parameters with an optimizer that has done nothing: the warm start's moments do not leak on."""
-        return init_train_state(state.params, self.settings.optimizer, self._mesh)
+        return self._fresh_state(state.params)
 
     def sampling_params(self, state: TrainState) -> Any:
         """The parameters as the decode engine likes them; see `sampling_params`."""

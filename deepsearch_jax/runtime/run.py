@@ -22,7 +22,7 @@ from deepsearch_jax.runtime.settings import ModelSettings, RunSettings
 from deepsearch_jax.runtime.tasks import Task, build_task
 from deepsearch_jax.runtime.trainer import Trainer
 from deepsearch_jax.runtime.watchdog import Watchdog
-from deepsearch_jax.runtime.workdir import Workdir
+from deepsearch_jax.runtime.workdir import Workdir, explain_unwritable
 from deepsearch_jax.training import gather
 from deepsearch_jax.tree import SearchSettings
 
@@ -45,7 +45,8 @@ def run(
 
     Raises:
       ValueError: a setting, file or workdir that cannot be used.
-      CheckpointError: the state could not be saved.
+      CheckpointError: the state could not be saved, or none of the checkpoints can be read.
+      WorkdirError: the workdir cannot be written any more.
       TooManySkipped: updates were not finite too many times in a row.
       AlarmStop: an alarm was raised and alarms.stop is set.
     """
@@ -67,28 +68,23 @@ def run(
         reporter.line(_headline(settings, task, params, mesh))
         if skipped := task.statistics().get("skipped_prompts"):
             reporter.line(f"{skipped} problems are left out: their prompts are longer than the limit")
-        trainer = Trainer(
-            settings,
-            task,
-            model,
-            params,
-            place.path,
-            mesh=mesh,
-            rollout_mesh=rollout_mesh,
-            reporter=reporter,
-            stop=stop,
-        )
+        with explain_unwritable(place.path):
+            trainer = Trainer(
+                settings, task, model, params, place.path, mesh=mesh, rollout_mesh=rollout_mesh, reporter=reporter,
+                stop=stop,
+            )  # fmt: skip
         del params  # the trainer owns them now
-        place.record_config(config)
-        if is_first():
-            reporter.recall(read_rows(place.path / "metrics.jsonl"))
-        try:
-            with watch_nans(settings.debug):
-                trainer.run()
-        except Interrupted:
-            reporter.line("stopped; the same command goes on from here")
-            return False
-        _finish(trainer, settings, model, place.path, reporter)
+        with explain_unwritable(place.path):
+            place.record_config(config)
+            if is_first():
+                reporter.recall(read_rows(place.path / "metrics.jsonl"))
+            try:
+                with watch_nans(settings.debug):
+                    trainer.run()
+            except Interrupted:
+                reporter.line("stopped; the same command goes on from here")
+                return False
+            _finish(trainer, settings, model, place.path, reporter)
         return True
     finally:
         reporter.close()

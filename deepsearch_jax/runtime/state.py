@@ -45,6 +45,7 @@ class Position:
       step_in_round: training steps done in the current round.
       step: training steps done in all.
       evaluated_step: step of the last evaluation; -1 before the first.
+      held_out: pass@1 on held-out problems in the last evaluation; None before the first.
       has_reached: whether an evaluation was at evaluation.stop_at.
       generated_tokens: tokens sampled so far, whatever for.
       trained_tokens: tokens that went through updates so far.
@@ -63,6 +64,7 @@ class Position:
     step_in_round: int = 0
     step: int = 0
     evaluated_step: int = -1
+    held_out: float | None = None
     has_reached: bool = False
     generated_tokens: int = 0
     trained_tokens: int = 0

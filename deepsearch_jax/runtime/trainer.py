@@ -20,7 +20,7 @@ from deepsearch_jax.data.iterator import ProblemIterator
 from deepsearch_jax.data.problems import Problem, fingerprint
 from deepsearch_jax.policy import ModelConfig
 from deepsearch_jax.runtime.alarms import AlarmStop, check_alarms
-from deepsearch_jax.runtime.checkpoints import Checkpoints
+from deepsearch_jax.runtime.checkpoints import CheckpointError, Checkpoints, shapes_of
 from deepsearch_jax.runtime.compile_cache import CompileCount
 from deepsearch_jax.runtime.confidence import Evidence, entropy_weight, evidence_of
 from deepsearch_jax.runtime.debug import hot_steps
@@ -40,6 +40,7 @@ from deepsearch_jax.runtime.rollouts import Group, Purpose, Sampler
 from deepsearch_jax.runtime.settings import RunSettings
 from deepsearch_jax.runtime.state import Position, RunArrays
 from deepsearch_jax.runtime.tasks import Task
+from deepsearch_jax.training import committed
 
 _WARM_START_CHUNK = 50  # supervised steps between two looks at the clock and at stop requests
 _WARM_START_PER_STEP = 50  # supervised steps that count as one training step for checkpoint.every_steps
@@ -66,7 +67,7 @@ class Trainer:
         self.problems: list[Problem] = list(task.train_problems)
         self._keys = np.array([problem.key for problem in self.problems], np.int32)
         self._run_key = jax.random.key(settings.seed)
-        self._checkpoints = Checkpoints(workdir, settings.checkpoint)
+        self._checkpoints = Checkpoints(workdir, settings.checkpoint, reporter.line)
         is_alone = jax.process_count() == 1
         rollout_mesh = mesh if is_alone else rollout_mesh
         self._learner = Learner(settings, model, mesh, workdir, rollout_mesh=rollout_mesh)
@@ -80,6 +81,8 @@ class Trainer:
         self._sampler.check_fits(settings.evaluation.max_length or settings.search.max_response_length)
         identity = fingerprint(self.problems)
         self.arrays = self._initial_arrays(params, rollout_mesh)
+        if self._learner.mesh is None:
+            self.arrays = committed(self.arrays)
         base = self._learner.base_fingerprint
         self.position = Position(fingerprint=identity, base=base)
         if self._checkpoints.latest is not None:
@@ -94,8 +97,7 @@ class Trainer:
                     f"the model at {settings.model.path!r} is not the one that the adapters of the run in {workdir} "
                     "belong to; restore its weights or start in a new workdir"
                 )
-            restored = self._checkpoints.restore_arrays(_as_saved(self.arrays))
-            self.arrays = jax.tree.map(_like, restored, self.arrays)
+            self.arrays = self._restore_in_place_of(self.arrays, params if not settings.lora.rank else None)
             reporter.line(f"resumed at step {self.position.step} (checkpoint {self._checkpoints.latest})")
         elif paths := settings.cache.import_paths:
             cache = import_solutions(self.arrays.cache, paths, task, self.problems, reporter.line)
@@ -109,6 +111,20 @@ class Trainer:
         self._saved = dataclasses.replace(self.position)
         self._rollout_params: Any = None
         self._compilations = CompileCount()
+
+    def _restore_in_place_of(self, arrays: RunArrays, params: Any) -> RunArrays:
+        """The arrays of the newest checkpoint, laid out like `arrays`.
+
+        What the run would have started with goes first: nothing is in memory twice.
+        Args:
+          params: those that `arrays` were made of; None where they are still needed.
+        """
+        like = shapes_of(_as_saved(arrays))
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, arrays)
+        for leaf in jax.tree.leaves((arrays, params)):
+            if isinstance(leaf, jax.Array) and not leaf.is_deleted():
+                leaf.delete()
+        return jax.tree.map(_placed, self._checkpoints.restore_arrays(like), shardings)
 
     def _initial_arrays(self, params: Any, mesh: Mesh | None) -> RunArrays:
         search, cache = self.settings.search, self.settings.cache
@@ -165,8 +181,12 @@ class Trainer:
         return self._learner.policy_params(self.arrays.train, dtype)
 
     def close(self) -> None:
-        self._checkpoints.close()
-        self._metrics.close()
+        """Closes the files. What had to be on disk is there since `run` ended, or `run` has said why it is not."""
+        try:
+            self._checkpoints.close()
+            self._metrics.close()
+        except (OSError, CheckpointError) as error:
+            self.reporter.line(f"closing the files of {self.workdir}: {error}")
 
     # Phases. Each one leaves `arrays` and `position` at a boundary only when it is complete.
 
@@ -198,6 +218,8 @@ class Trainer:
             self.reporter.advance(step, f"loss {float(jax.device_get(loss)):.3f}")
             self._stop.check()
             self._learner.check_supervised(self.arrays.train, step)
+            if step > self._saved.warm_start_step and self._checkpoints.is_late():
+                self._save(wait=False)
         if step and step % (_WARM_START_PER_STEP * self.settings.checkpoint.every_steps) == 0:
             self._save(wait=False)
 
@@ -285,7 +307,7 @@ class Trainer:
         self._sampler.generated_tokens = before  # evaluation is not part of the training's token budget
         values = {**summarise(groups), "generated_tokens": position.generated_tokens}
         times = self.reporter.take_times()
-        position.evaluated_step = position.step
+        position.evaluated_step, position.held_out = position.step, values["pass_at_1"]
         position.has_reached = 0 < evaluation.stop_at <= values["pass_at_1"]
         self._write("eval", values, times)
         self.reporter.line(
@@ -293,6 +315,8 @@ class Trainer:
             f"[{values['pass_at_1_low']:.3f}, {values['pass_at_1_high']:.3f}] on {values['num_problems']} problems, "
             f"{sum(times.values()):.0f}s"
         )
+        if self.settings.checkpoint.keep_best:
+            self._save(wait=False)  # these parameters with what they are worth
 
     def _step(self, remaining: RemainingTime) -> None:
         position, before = self.position, self._sampler.generated_tokens
@@ -340,7 +364,7 @@ class Trainer:
                 "goes on from there; change the limits or --config.alarms.stop=false in the same workdir, or what "
                 "caused it (optimizer.learning_rate; other settings in a new workdir)"
             )
-        if position.step % self.settings.checkpoint.every_steps == 0:
+        if self._checkpoints.is_due(position.step):
             self._save(wait=False)
         self._stop.check()
 
@@ -444,8 +468,12 @@ class Trainer:
             return
         self._metrics.sync()
         self.position.saves += 1
-        record = {"position": dataclasses.asdict(self.position)}
-        self._checkpoints.save(self.position.saves, _as_saved(self.arrays), record, wait=wait)
+        record = {"position": dataclasses.asdict(self.position), "config": dataclasses.asdict(self.settings)}
+        is_evaluated = self.position.evaluated_step == self.position.step
+        self._checkpoints.save(
+            self.position.saves, _as_saved(self.arrays), record, wait=wait,
+            held_out=self.position.held_out if is_evaluated else None,
+        )  # fmt: skip
         self._saved = dataclasses.replace(self.position)
 
 
@@ -460,8 +488,8 @@ def _as_saved(arrays: RunArrays) -> RunArrays:
     return dataclasses.replace(arrays, **own)
 
 
-def _like(restored: Any, like: jax.Array) -> jax.Array:
-    return restored if isinstance(restored, jax.Array) else jax.device_put(restored, like.sharding)
+def _placed(restored: Any, sharding: Any) -> jax.Array:
+    return restored if isinstance(restored, jax.Array) else jax.device_put(restored, sharding)
 
 
 @jax.jit

@@ -1,11 +1,14 @@
 """The working directory of a run: one process at a time, one config, its versions written down."""
 
+import contextlib
+import errno
 import fcntl
 import importlib.metadata
 import json
 import os
 import pathlib
 import platform
+from collections.abc import Iterator
 from typing import IO, Any
 
 from deepsearch_jax.config import differing_keys
@@ -74,7 +77,13 @@ class Workdir:
         wanted = json.loads(json.dumps(config))
         path = self.path / "config.json"
         if path.exists():
-            saved = json.loads(path.read_text())
+            try:
+                saved = json.loads(path.read_text())
+            except ValueError as error:
+                raise ValueError(
+                    f"{path} is damaged ({error}); restore it from a copy (every checkpoint holds the config in "
+                    "checkpoints/NUMBER/record) or start in a new workdir"
+                ) from None
             differing = [key for key in differing_keys(saved, wanted) if not key.split(":")[0].startswith(free_keys)]
             if differing:
                 raise ValueError(
@@ -93,6 +102,32 @@ class Workdir:
     def close(self) -> None:
         if self._lock is not None:
             self._lock.close()
+
+
+class WorkdirError(RuntimeError):
+    """The workdir cannot be written any more; what is in it is intact up to the last checkpoint."""
+
+
+# What a file system says that takes nothing more.
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EACCES, errno.EPERM)
+
+
+@contextlib.contextmanager
+def explain_unwritable(path: pathlib.Path) -> Iterator[None]:
+    """Says what to do where a file system takes nothing more.
+
+    Raises:
+      WorkdirError: instead of the OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _UNWRITABLE:
+            raise
+        raise WorkdirError(
+            f"the workdir {path} cannot be written any more ({error}); free some space or make it writable "
+            "and start the same command again: it goes on from the last checkpoint"
+        ) from error
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

@@ -11,7 +11,7 @@ from deepsearch_jax.training.gradients import (
 from deepsearch_jax.training.inspection import RowReport, by_layer, inspect_row
 from deepsearch_jax.training.optimizer import UpdateSettings, learning_rate, make_optimizer
 from deepsearch_jax.training.packing import Paths, TokenTree, first_fit, pack_rows, token_tree
-from deepsearch_jax.training.placement import gather, put
+from deepsearch_jax.training.placement import committed, gather, put
 from deepsearch_jax.training.rows import Cut, check_rows, cut_by_tokens, num_rows_that_fit, pad_rows, take_rows
 from deepsearch_jax.training.shards import num_row_shards
 from deepsearch_jax.training.updates import TrainState, init_train_state, lower_update, supervised_update, update
@@ -27,6 +27,7 @@ __all__ = [
     "UpdateSettings",
     "by_layer",
     "check_rows",
+    "committed",
     "compute_log_probs",
     "cut_by_tokens",
     "first_fit",

@@ -39,3 +39,12 @@ def gather(tree: T) -> T:
         return jax.jit(lambda x: x, out_shardings=everywhere)(leaf).addressable_data(0)
 
     return jax.tree.map(of, tree)
+
+
+def committed(tree: T) -> T:
+    """The same arrays, bound to the device or devices they are on; nothing is copied.
+
+    JAX lowers programs differently for arrays that are free to move, as fresh ones are, and for those that were put
+    somewhere, as restored ones are: a resumed run would find none of its compiled programs.
+    """
+    return jax.tree.map(lambda leaf: jax.device_put(leaf, leaf.sharding), tree)

@@ -3,6 +3,7 @@
 import functools
 import os
 import resource
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -69,7 +70,52 @@ def test_a_save_that_fails_leaves_the_last_good_one_and_says_so(tmp_path):
     again.close()
 
 
-@pytest.mark.parametrize("bad", [{"every_steps": 0}, {"keep": 0}])
+def test_a_failed_save_does_not_forget_the_only_good_one(tmp_path):
+    checkpoints = Checkpoints(tmp_path, CheckpointSettings(keep=1))
+    checkpoints.save(1, {"a": jnp.arange(9)}, {}, wait=True)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+    try:
+        with pytest.raises(CheckpointError, match="the last good one is 1"):
+            checkpoints.save(2, {"a": jax.random.bits(jax.random.key(0), (100_000,))}, {}, wait=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (tmp_path / "checkpoints/1/manifest.json").exists()
+
+
+def test_the_best_ones_stay_beside_the_newest_also_after_a_restart(tmp_path):
+    settings = CheckpointSettings(keep=1, keep_best=2)
+    held_out = {1: 0.2, 2: 0.9, 4: 0.5, 5: 0.5}  # the third was not evaluated
+    for number in range(1, 8):
+        checkpoints = Checkpoints(tmp_path, settings)
+        checkpoints.save(number, {"a": jnp.arange(number)}, {}, held_out=held_out.get(number), wait=True)
+        checkpoints.close()
+    assert sorted(int(name) for name in os.listdir(tmp_path / "checkpoints") if name.isdigit()) == [2, 5, 7]
+    # Without the newest, the best of them is where a run goes on from.
+    shutil.rmtree(tmp_path / "checkpoints/7")
+    again = Checkpoints(tmp_path, settings)
+    assert again.latest == 5
+    again.close()
+
+
+def test_a_save_is_due_by_steps_and_by_the_clock(tmp_path, monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    checkpoints = Checkpoints(tmp_path, CheckpointSettings(every_steps=10, every_minutes=30))
+    assert not checkpoints.is_due(9)
+    assert checkpoints.is_due(10)
+    now[0] += 30 * 60
+    assert checkpoints.is_due(11)
+    checkpoints.save(1, {"a": jnp.arange(3)}, {}, wait=True)
+    assert not checkpoints.is_due(12)
+    checkpoints.close()
+    by_steps = Checkpoints(tmp_path, CheckpointSettings(every_steps=10))
+    now[0] += 1e9
+    assert not by_steps.is_due(11)
+    by_steps.close()
+
+
+@pytest.mark.parametrize("bad", [{"every_steps": 0}, {"keep": 0}, {"every_minutes": -1}, {"keep_best": -1}])
 def test_settings_are_checked(bad):
-    with pytest.raises(ValueError, match=f"{next(iter(bad))}=0"):
+    with pytest.raises(ValueError, match="{}={}".format(*next(iter(bad.items())))):
         CheckpointSettings(**bad)

@@ -1,20 +1,33 @@
 """Whole runs on a small task: what a step does, what stays out, and that a resumed run repeats an uninterrupted one."""
 
 import dataclasses
+import gc
 import json
+import shutil
+import subprocess
 
 import chex
 import jax
 import numpy as np
 import pytest
 
-from deepsearch_jax.runtime import AlarmSettings, AlarmStop, MeshSettings, build_mesh, build_policy
+from deepsearch_jax.runtime import (
+    AlarmSettings,
+    AlarmStop,
+    CheckpointError,
+    MeshSettings,
+    WorkdirError,
+    build_mesh,
+    build_policy,
+)
+from deepsearch_jax.runtime.checkpoints import Checkpoints
 from deepsearch_jax.runtime.debug import DebugSettings, watch_nans
 from deepsearch_jax.runtime.interrupt import Interrupted, StopRequest
 from deepsearch_jax.runtime.metrics import MACHINE_KEY, read_rows
 from deepsearch_jax.runtime.progress import Reporter
 from deepsearch_jax.runtime.settings import RoundSettings
 from deepsearch_jax.runtime.trainer import Trainer
+from deepsearch_jax.runtime.workdir import explain_unwritable
 from deepsearch_jax.types import Outcome, TokenBatch
 from tests.runtime.conftest import tiny_settings
 from tests.runtime.documented import check_rows
@@ -183,6 +196,61 @@ def test_rows_written_after_the_last_checkpoint_are_written_again(whole, tmp_pat
     finish(resumed)
     assert rows(tmp_path) == rows(whole[0])
     jax.tree.map(np.testing.assert_array_equal, resumed.arrays, whole[1].arrays)
+
+
+def test_a_damaged_checkpoint_costs_its_steps_and_nothing_else(whole, tmp_path, capsys):
+    """The rows behind the checkpoint before it go, and the steps are done again to the same end."""
+    shutil.copytree(whole[0], tmp_path / "run")
+    newest = max((tmp_path / "run/checkpoints").iterdir(), key=lambda path: int(path.name))
+    data = max((path for path in newest.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    content = bytearray(data.read_bytes())
+    content[len(content) // 2] ^= 1
+    data.write_bytes(content)
+    resumed = make_trainer(tmp_path / "run")
+    told = capsys.readouterr().out
+    assert f"checkpoint {newest.name} is damaged: {data.relative_to(newest)} has the SHA-256 sum" in told
+    assert f"resumed at step {resumed.position.step} (checkpoint {int(newest.name) - 1})" in told
+    assert len(rows(tmp_path / "run")) < len(rows(whole[0]))
+    finish(resumed)
+    assert rows(tmp_path / "run") == rows(whole[0])
+    assert_same_state(resumed, whole[1])
+
+
+def test_a_resumed_run_holds_nothing_twice(whole, monkeypatch):
+    """When the saved arrays are read, those that a new run would start with are gone."""
+    gc.collect()
+    before = sum(array.nbytes for array in jax.live_arrays())
+    held = []
+
+    def restore_arrays(self, like):
+        assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(like))
+        held.append(sum(array.nbytes for array in jax.live_arrays()) - before)
+        return original(self, like)
+
+    original = Checkpoints.restore_arrays
+    monkeypatch.setattr(Checkpoints, "restore_arrays", restore_arrays)
+    trainer = make_trainer(whole[0])
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(trainer.arrays))
+    trainer.close()
+    assert held[0] < size / 50
+
+
+def test_a_full_disk_stops_a_run_and_more_space_lets_it_go_on(whole, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "none", disk], capture_output=True).returncode:
+        pytest.skip("needs the right to mount a small disk")
+    try:
+        refused = pytest.raises((CheckpointError, WorkdirError), match="start the same command again")
+        with refused as error, explain_unwritable(disk / "run"):
+            finish(make_trainer(disk / "run"))
+        assert "No space left" in str(error.value)
+        subprocess.run(["mount", "-o", "remount,size=30m", disk], check=True)
+        resumed = finish(make_trainer(disk / "run"))
+        assert rows(disk / "run") == rows(whole[0])
+        assert_same_state(resumed, whole[1])
+    finally:
+        subprocess.run(["umount", disk], check=True)
 
 
 def test_a_finished_run_does_nothing_more(whole, tmp_path):

@@ -1,12 +1,15 @@
 """The working directory: one run at a time, one config."""
 
+import errno
 import json
+import os
+import pathlib
 
 import pytest
 
 from deepsearch_jax.config import setting_names
 from deepsearch_jax.runtime import RunSettings
-from deepsearch_jax.runtime.workdir import FREE_KEYS, Workdir
+from deepsearch_jax.runtime.workdir import FREE_KEYS, Workdir, WorkdirError, explain_unwritable
 
 
 def test_a_second_run_in_the_same_workdir_is_refused(tmp_path):
@@ -46,6 +49,39 @@ def test_what_may_change_is_the_name_of_a_setting():
     names = setting_names(RunSettings)
     for key in FREE_KEYS:
         assert any(name.startswith(key) for name in names), key
+
+
+def test_a_damaged_config_is_named(tmp_path):
+    (tmp_path / "config.json").write_text('{"seed": 1, "sea')
+    place = Workdir(tmp_path)
+    with pytest.raises(ValueError, match=r"config\.json is damaged .* restore it"):
+        place.check_config({"seed": 1})
+    place.close()
+
+
+def test_a_workdir_without_the_right_to_write_is_a_clear_error(tmp_path):
+    place = tmp_path / "run"
+    place.mkdir(mode=0o555)
+    for parent in (tmp_path, *tmp_path.parents[:2]):
+        parent.chmod(parent.stat().st_mode | 0o555)
+    user = os.geteuid()
+    os.seteuid(user or 65534)  # root may write everything
+    try:
+        with pytest.raises(ValueError, match=r"cannot be used \(Permission denied\); give a writable one"):
+            Workdir(place)
+    finally:
+        os.seteuid(user)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EDQUOT])
+def test_a_file_system_that_takes_nothing_more_is_explained(number):
+    with (
+        pytest.raises(WorkdirError, match=rf"workdir run .*{os.strerror(number)}.*start the same command again"),
+        explain_unwritable(pathlib.Path("run")),
+    ):
+        raise OSError(number, os.strerror(number))
+    with pytest.raises(FileNotFoundError), explain_unwritable(pathlib.Path("run")):
+        raise FileNotFoundError(errno.ENOENT, "nothing to do with space")
 
 
 def test_a_workdir_that_cannot_be_made_is_a_clear_error(tmp_path):
