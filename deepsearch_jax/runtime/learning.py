@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -189,13 +189,15 @@ class Learner:
         return _frozen(state.params, model=self._model) if self.settings.loss.kl_coefficient else None
 
     def learn(
-        self, state: TrainState, groups: Sequence[Group], reference: Any = None, *, counters: tuple[int, int] = (0, 0)
-    ) -> tuple[TrainState, dict[str, Any]]:
+        self, state: TrainState, groups: Sequence[Group], reference: Any = None, *, counters: tuple[int, int] = (0, 0),
+        tell: Callable[[list[Group], list[list[np.ndarray]]], None] | None = None,
+    ) -> tuple[TrainState, dict[str, Any]]:  # fmt: skip
         """The updates of one step. Groups without a signal are dropped first; nothing left means no update.
 
         Args:
           reference: what `reference` gave before the first step.
           counters: round and step, as for the rollouts; they name batches that are kept.
+          tell: called with the groups that are left and the advantages of their nodes.
         Raises:
           TooManySkipped: guards.max_skipped_updates updates in a row were not finite; the last batch is kept.
         """
@@ -208,6 +210,8 @@ class Learner:
             "trained_tokens": sum(len(r.tokens) for group in kept for r in group.responses),
         }
         advantages = node_advantages(kept, settings.advantage)
+        if tell is not None:
+            tell(kept, advantages)
         share = settings.rounds.update_problems
         batches = [
             pack(

@@ -168,7 +168,10 @@ class SharedSampler(Sampler):
         found: list[Group] = []
         for number, problem in enumerate(problems):
             process, place = number % len(parts), number // len(parts)
-            found.append(Group(problem, self.task.prompt(problem), *parts[process][0][place]))
+            group = Group(problem, self.task.prompt(problem), *parts[process][0][place])
+            if process == jax.process_index():
+                group.tree = groups[place].tree  # whole trees stay where they grew
+            found.append(group)
         return found, _sum_of([said["statistics"] for _, said in parts])
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from deepsearch_jax.data.problems import Problem
 from deepsearch_jax.runtime.slots import SlotStatistics
 from deepsearch_jax.runtime.tasks import CORRECT_FROM, Verdict
+from deepsearch_jax.runtime.watch import WatchedTree
 from deepsearch_jax.types import Outcome
 
 
@@ -45,6 +46,7 @@ class Group:
       terminal_rewards: [X] float32 rewards of all verified terminals of the problem's tree, credited or not; None for
         groups that are no tree, where they are the rewards of the responses.
       terminal_nll: [X] float32 mean negative log-prob per token of their whole trajectories (nats).
+      tree: the whole tree, where it was watched; its credited terminals are the responses in order.
     """
 
     problem: Problem
@@ -52,6 +54,7 @@ class Group:
     responses: list[Response]
     terminal_rewards: np.ndarray | None = None
     terminal_nll: np.ndarray | None = None
+    tree: WatchedTree | None = None
 
     @property
     def num_correct(self) -> int:

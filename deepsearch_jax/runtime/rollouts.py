@@ -20,6 +20,7 @@ from deepsearch_jax.runtime.rollout_settings import RolloutSettings
 from deepsearch_jax.runtime.search_device import FinishedTrees, Program
 from deepsearch_jax.runtime.slots import Slots
 from deepsearch_jax.runtime.tasks import Task
+from deepsearch_jax.runtime.watch import TreeWatch
 from deepsearch_jax.tree import Samples, SearchSettings, SearchStatus
 from deepsearch_jax.types import Outcome, Segments
 
@@ -74,6 +75,7 @@ class Sampler:
         self._sharding = None if mesh is None else NamedSharding(mesh, device.ROWS)
         self._stop_table = self.put_everywhere(self._build_stop_table())
         self.generated_tokens = 0  # every token sampled so far, whatever for; the caller saves and restores it
+        self.num_watched = 0  # problems whose trees a search keeps as a whole, the first ones; set by the caller
 
     def put_everywhere(self, tree: T) -> T:
         """Host or device values on each of the devices that roll out."""
@@ -169,6 +171,7 @@ class Sampler:
 
         num_grafts = len(samples[0].responses) if samples else 0
         search = grafting(self.search_settings, num_grafts)
+        watch = TreeWatch(range(min(self.num_watched, len(problems))), search) if self.num_watched else None
         slots = Slots(
             self._search_program(search), self._path_bucket, num_slots=self.rollout.num_slots,
             num_batches=self._num_batches, run_key=self.run_key, stop_table=self._stop_table, verify=verify,
@@ -176,6 +179,7 @@ class Sampler:
             advance=lambda done, tokens: self._advance(
                 done, f"{self.generated_tokens + tokens} tokens, {slots.statistics.expansions} expansions"
             ),
+            watch=watch,
         )  # fmt: skip
         ids = np.array([problem.key for problem in problems], np.int32)
         keys = device.problem_keys(self.run_key, int(Purpose.SEARCH), counters, ids)
@@ -183,6 +187,8 @@ class Sampler:
             params, prompts, keys, prompt_length, samples=_as_samples(samples, search) if samples else None,
             entropy_weight=search.frontier_entropy_weight if entropy_weight is None else entropy_weight,
         )  # fmt: skip
+        for index, tree in (watch.collect() if watch else {}).items():
+            groups[index].tree = tree
         statistics.slots, statistics.expansions = slots.statistics, slots.statistics.expansions
         self.generated_tokens += statistics.tokens
         return [groups[index] for index in range(len(problems))], statistics

@@ -15,6 +15,7 @@ from deepsearch_jax.runtime.groups import PackSettings
 from deepsearch_jax.runtime.guards import GuardSettings
 from deepsearch_jax.runtime.loggers import LoggerSettings
 from deepsearch_jax.runtime.meshes import MeshSettings
+from deepsearch_jax.runtime.record import RecordSettings
 from deepsearch_jax.runtime.rollout_settings import RolloutSettings
 from deepsearch_jax.runtime.tasks import TaskSettings
 from deepsearch_jax.runtime.watchdog import WatchdogSettings
@@ -185,6 +186,7 @@ class RunSettings:
     guards: GuardSettings = GuardSettings()
     watchdog: WatchdogSettings = WatchdogSettings()
     debug: DebugSettings = DebugSettings()
+    record: RecordSettings = RecordSettings()
     old_log_probs: str = "recompute"
     num_devices: int = 0
     mesh: MeshSettings = MeshSettings()

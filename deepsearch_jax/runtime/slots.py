@@ -25,6 +25,7 @@ from deepsearch_jax.runtime.search_device import (
     empty_state,
 )
 from deepsearch_jax.runtime.search_device import search_iteration as _search_iteration
+from deepsearch_jax.runtime.watch import TreeWatch
 from deepsearch_jax.tree import Samples
 from deepsearch_jax.types import Outcome
 
@@ -78,7 +79,7 @@ class Slots:
         self, program: Program, bucket_of: Callable[[int], int], *, num_slots: int, num_batches: int,
         run_key: jax.Array, stop_table: StopTable | None, verify: Verify,
         finish: Callable[[int, FinishedTrees, int], None], check_stop: Callable[[], None],
-        advance: Callable[[int, int], None],
+        advance: Callable[[int, int], None], watch: TreeWatch | None = None,
     ):  # fmt: skip
         """
         Args:
@@ -88,6 +89,7 @@ class Slots:
           finish: called with (problem index, finished trees, row) as each tree ends; rows come in no special order.
           check_stop: may raise between iterations.
           advance: called with (trees finished, tokens generated).
+          watch: looks at some of the trees as they grow.
         """
         self._program, self._bucket_of = program, bucket_of
         self._num_batches, self._size = num_batches, num_slots // num_batches
@@ -95,6 +97,7 @@ class Slots:
         everywhere = None if program.mesh is None else NamedSharding(program.mesh, PartitionSpec())
         self._run_key, self._stop_table = jax.device_put((run_key, stop_table), everywhere)
         self._verify, self._finish, self._check_stop, self._advance = verify, finish, check_stop, advance
+        self._watch = watch
         self._sharding = None if program.mesh is None else NamedSharding(program.mesh, device.ROWS)
         self._copies = jax.default_backend() != "cpu"
         self._offers: tuple[list[int], Problems] | None = None
@@ -152,6 +155,8 @@ class Slots:
         if self._samples is not None and batch.offered:  # paths of samples end in a terminal
             longest = int(self._samples.lengths[batch.offered].max())
             batch.deepest = max(batch.deepest, -(-longest // self._program.search.segment_length) - 1)
+        if self._watch is not None and batch.view is not None:
+            self._watch.advance(batch.state, np.asarray(batch.view.problem), outcomes)
         # The children that wait for their verdicts may be one deeper than what was open when they were sampled.
         program = self._program._replace(path_bucket=self._bucket_of(batch.deepest))
         batch.state, batch.view = _search_iteration(

@@ -34,6 +34,7 @@ from deepsearch_jax.runtime.memory import settle_pool
 from deepsearch_jax.runtime.metrics import MetricsWriter, SilentMetrics
 from deepsearch_jax.runtime.processes import SharedSampler, is_first, rollout_share
 from deepsearch_jax.runtime.progress import RemainingTime, Reporter, peak_memory_gib
+from deepsearch_jax.runtime.record import Recorder
 from deepsearch_jax.runtime.rollout_metrics import rollout_metrics
 from deepsearch_jax.runtime.rollout_step import StepRollouts, sample_step
 from deepsearch_jax.runtime.rollouts import Group, Purpose, Sampler
@@ -107,6 +108,9 @@ class Trainer:
         make_metrics = MetricsWriter if is_first() else SilentMetrics
         self._metrics = make_metrics(
             workdir, self.position.num_rows, settings.loggers, config=dataclasses.asdict(settings), note=reporter.line
+        )
+        self._recorder = Recorder(
+            settings.record, settings.degenerate, task.tokenizer, workdir, reporter.line, is_owner=is_first()
         )
         self._saved = dataclasses.replace(self.position)
         self._rollout_params: Any = None
@@ -320,10 +324,15 @@ class Trainer:
 
     def _step(self, remaining: RemainingTime) -> None:
         position, before = self.position, self._sampler.generated_tokens
+        self._sampler.num_watched = self._recorder.begin(position.step + 1)
         drawn, groups = self._sample()
         with self.reporter.phase("update"), hot_steps(self.settings.debug):
             train, learned = self._learner.learn(
-                self.arrays.train, groups, self.arrays.reference, counters=(position.round_index, position.step)
+                self.arrays.train,
+                groups,
+                self.arrays.reference,
+                counters=(position.round_index, position.step),
+                tell=self._recorder.learnt,
             )
         num_correct, num_samples = self._known_rates(drawn)
         self.arrays = dataclasses.replace(
@@ -350,6 +359,7 @@ class Trainer:
         position.alarm_counts, alarms = check_alarms(position.alarm_counts, values, self.settings.alarms)
         values["alarms"] = [alarm.limit.name for alarm in alarms]
         times = self.reporter.take_times()
+        self._recorder.write(drawn.groups, {"round": position.round_index, "method": self.settings.method})
         times["tokens_per_second"] = values["step_tokens"] / max(sum(times.values()), 1e-9)
         self._write("train", values, times)
         self._line(values, times, remaining)

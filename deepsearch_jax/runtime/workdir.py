@@ -16,8 +16,8 @@ from deepsearch_jax.config import differing_keys
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "chex", "numpy", "sympy", "math-verify", "grain")
 
 # Settings that may change between a stop and the next start: they say how long and how to report, not what is computed.
-# Other devices, pieces of a batch and recomputation change only rounding; alarms only watch. A lower rate or clip
-# is the way out of updates that are not finite.
+# Other devices, pieces of a batch and recomputation change only rounding; alarms and records only watch. A lower rate
+# or clip is the way out of updates that are not finite.
 FREE_KEYS = (
     "rounds.num_rounds",
     "alarms.",
@@ -25,6 +25,7 @@ FREE_KEYS = (
     "debug.",
     "guards.",
     "watchdog.",
+    "record.",
     "checkpoint.",
     "task.math.verify.num_workers",
     "task.reasoning_gym.num_workers",

@@ -51,6 +51,8 @@ def get_config(variant: str = "deepsearch") -> ConfigDict:
     config.evaluation.num_problems = 192
     config.evaluation.num_samples = 4
     config.checkpoint.every_steps = 5
+    config.record.every_steps = 5
+    config.record.problems = 4  # small trees: a look at several costs little
 
     if variant == "adaptive":
         set_adaptive(config)
@@ -67,6 +69,7 @@ def get_config(variant: str = "deepsearch") -> ConfigDict:
     if variant == "short":
         config.rounds.num_rounds = 1
         config.rounds.steps_per_round = 3
+        config.record.every_steps = 1
         config.rounds.max_candidates = 128
         config.evaluation.num_problems = 32
     return config
