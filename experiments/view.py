@@ -31,9 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("workdir", type=pathlib.Path, metavar="WORKDIR", help="directory of a run")
     parser.add_argument("--out", type=pathlib.Path, help="the page; by default WORKDIR/trees.html")
-    parser.add_argument(
-        "--steps", default="", help="steps to show, such as 1,5,10-20; by default all that are recorded"
-    )
+    parser.add_argument("--steps", default="", help="such as 1,5,10-20; by default all that are recorded")
     options = parser.parse_args(argv)
     out = options.out or options.workdir / "trees.html"
     try:
@@ -43,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"{len(steps)} steps, {len(page) / 2**20:.1f} MiB: {out}")
+    print(f"{len(steps)} step{'s' * (len(steps) != 1)}, {len(page) / 2**20:.1f} MiB: {out}")
     return 0
 
 
@@ -75,10 +73,10 @@ def choose_steps(workdir: pathlib.Path, wanted: str = "") -> list[int]:
 def _ranges(text: str) -> list[tuple[int, int]]:
     found = []
     for part in text.split(","):
-        low, _, high = part.partition("-")
-        if not low.strip().isdigit() or not (high.strip() or low).strip().isdigit():
+        low, dash, high = part.partition("-")
+        if not low.strip().isdigit() or not (high if dash else low).strip().isdigit():
             raise ValueError(f"--steps={text} cannot be read at {part!r}; write numbers and ranges, such as 1,5,10-20")
-        found.append((int(low), int(high or low)))
+        found.append((int(low), int(high if dash else low)))
     return found
 
 

@@ -272,6 +272,8 @@ def read_trees(path: pathlib.Path) -> list[TreeRecord]:
       ValueError: the file is damaged or of another version.
     """
     try:
+        if not zipfile.is_zipfile(path):
+            raise zipfile.BadZipFile("no zip archive")
         with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             header = json.loads(file["facts"].tobytes())
             if header["format"] != FORMAT:

@@ -143,7 +143,7 @@ class Viewer {
   play() {
     if (this.timer) return this.stop();
     if (this.tree.isLast) this.seek(0);
-    this.parts.play.textContent = "⏸ Pause";
+    this.parts.play.textContent = "❚❚ Pause";
     const turn = () => {
       if (this.tree.isLast) return this.stop();
       this.seek(this.tree.frame + 1);
@@ -169,6 +169,12 @@ class Viewer {
       this.drawing.draw(this.chosen, this.hovered, this.fades);
       this.firstDrawn ??= performance.now();
     });
+  }
+
+  // By the keys: about the chosen node, which stays where it is.
+  zoom(factor) {
+    this.drawing.zoom(factor, ...this.drawing.at(this.chosen));
+    this.redraw();
   }
 
   switchLayout() {
@@ -299,7 +305,7 @@ class Viewer {
       Home: () => this.seek(0), End: () => this.seek(this.tree.numFrames - 1),
       "[": () => this.by(-1), "]": () => this.by(1), "{": () => this.byStep(-1), "}": () => this.byStep(1),
       c: () => this.toTrajectory(), f: () => { this.drawing.fit(); this.redraw(); },
-      "+": () => { this.drawing.zoom(1.3); this.redraw(); }, "-": () => { this.drawing.zoom(1 / 1.3); this.redraw(); },
+      "+": () => this.zoom(1.3), "-": () => this.zoom(1 / 1.3),
       r: () => this.switchLayout(), l: () => this.fade(), t: () => document.getElementById("theme").click(),
       s: () => this.choose_filter(filters[(filters.indexOf(this.filter) + 1) % 3]),
       "?": () => this.parts.keys.showModal(), Escape: () => this.choose(0),

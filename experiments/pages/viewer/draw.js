@@ -54,7 +54,7 @@ class Drawing {
 
   fit() {
     const box = boundsOf(this.layout);
-    const labels = this.layout.kind === "rows" ? 110 : 0; // leaves have their text to the right
+    const labels = this.layout.kind === "rows" ? 170 : 0; // leaves have their text to the right
     const bottom = MARGIN + 34; // the legend
     const width = Math.max(box.right - box.left, 1);
     const height = Math.max(box.bottom - box.top, 1);
@@ -105,10 +105,10 @@ class Drawing {
   // Pixels between neighbours decide how big nodes may be; visits make the difference among them.
   radiusOf(node) {
     const room = Math.min(this.layout.row * this.scale * 0.42, this.layout.column * this.scale * 0.3);
-    const base = Math.min(Math.max(room, 1.3), 9);
+    const base = Math.min(Math.max(room, 2.1), 9);
     const visits = this.tree.now.visits[node];
     const size = this.tree.is_terminal[node] ? 0.95 : 0.55 + 0.12 * Math.log2(1 + visits);
-    return Math.max(base * Math.min(size, 1.25), node === 0 ? 3 : 1.1);
+    return Math.max(base * Math.min(size, 1.25), node === 0 ? 3 : 1.3);
   }
 
   draw(chosen, hovered, fades) {
@@ -146,10 +146,19 @@ class Drawing {
       const middle = (fromX + toX) / 2;
       context.bezierCurveTo(middle, fromY, middle, toY, toX, toY);
     } else {
-      const radius = (this.tree.depth[node] - 0.5) * layout.ring * this.scale;
-      const bend = (angle) => [this.left + radius * Math.cos(angle), this.top + radius * Math.sin(angle)];
-      const near = parent === 0 ? layout.angle[node] : layout.angle[parent];
-      context.bezierCurveTo(...bend(near), ...bend(layout.angle[node]), toX, toY);
+      this.spiral(parent === 0 ? layout.angle[node] : layout.angle[parent], layout.angle[node], this.tree.depth[node]);
+    }
+  }
+
+  // From the ring above to that of `depth`: the angle turns smoothly while the radius grows, so that no edge cuts across.
+  spiral(from, to, depth) {
+    const { context, layout } = this;
+    const parts = Math.min(Math.max(Math.ceil(Math.abs(to - from) * 14), 5), 40);
+    for (let i = 1; i <= parts; i++) {
+      const t = i / parts;
+      const angle = from + (to - from) * t * t * (3 - 2 * t);
+      const radius = (depth - 1 + t) * layout.ring * this.scale;
+      context.lineTo(this.left + radius * Math.cos(angle), this.top + radius * Math.sin(angle));
     }
   }
 

@@ -101,7 +101,7 @@ class Panel {
     return element(
       "section", {},
       element("h3", {}, "Segment", scale), own,
-      element("h3", { style: "margin-top: 14px" }, "From the root", element("span", {}, `${count} tokens`)), whole,
+      element("h3", {}, "From the root", element("span", {}, `${count} tokens`)), whole,
     );
   }
 
