@@ -1,6 +1,6 @@
 // The chosen node in words. Text of models goes in as text nodes and nothing else: it is not to be trusted.
 
-const SLICE = 1500; // tokens put into the page at a time; the rest follows in later turns
+const SLICE = 800; // tokens put into the page at a time; the rest follows in later turns
 
 function element(name, attributes = {}, ...children) {
   const made = document.createElement(name);
@@ -17,6 +17,12 @@ function shown(value, digits = 3) {
   if (value === null || Number.isNaN(value)) return "–";
   const text = value.toFixed(digits);
   return value < 0 ? `−${text.slice(1)}` : text;
+}
+
+// The first place from `at` on behind the end of a line, or `at` where none is near.
+function lineEnd(pieces, at) {
+  for (let end = at; end < Math.min(at + SLICE, pieces.length); end++) if (pieces[end - 1][0].endsWith("\n")) return end;
+  return at;
 }
 
 class Panel {
@@ -115,11 +121,14 @@ class Panel {
       const span = element("span", { class: name });
       if (part > 0) span.addEventListener("dblclick", () => this.choose(part));
       place.append(span);
-      for (let i = 0; i < pieces.length; i += SLICE) {
-        const slice = document.createDocumentFragment();
-        for (const [text, logProb, special] of pieces.slice(i, i + SLICE)) slice.append(this.token(text, logProb, special));
+      for (let i = 0, end = 0; i < pieces.length; i = end) {
+        // A slice that ends with its line is a block of its own: then the page lays out what is in view alone.
+        end = i + SLICE < pieces.length ? lineEnd(pieces, i + SLICE) : pieces.length;
+        const isBlock = end < pieces.length && pieces[end - 1][0].endsWith("\n");
+        const slice = element("span", { class: isBlock ? "lines" : "" });
+        for (const [text, logProb, special] of pieces.slice(i, end)) slice.append(this.token(text, logProb, special));
         span.append(slice);
-        left -= Math.min(SLICE, pieces.length - i);
+        left -= end - i;
         if (left > 0) continue;
         await new Promise((resolve) => setTimeout(resolve));
         if (turn !== this.turn) return;
