@@ -6,6 +6,7 @@ Writes one page that any browser opens, with all that it needs inside; no networ
 import argparse
 import base64
 import gzip
+import hashlib
 import html
 import json
 import pathlib
@@ -98,11 +99,13 @@ def build_page(workdir: pathlib.Path, steps: Iterable[int]) -> str:
         coded = base64.b64encode(gzip.compress(pack(records), compresslevel=6, mtime=0)).decode()
         blocks.append(f'<script type="application/octet-stream" id="step-{step}">{coded}</script>')
     name = workdir.resolve().name
+    script = "\n".join((PAGES / script).read_text("utf-8") for script in SCRIPTS)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return fill(
         (PAGES / "viewer.html").read_text("utf-8"),
         title=html.escape(f"{name}: search trees"), run=html.escape(name),
         style="\n".join((PAGES / style).read_text("utf-8") for style in STYLES),
-        script="\n".join((PAGES / script).read_text("utf-8") for script in SCRIPTS),
+        script=script, script_hash=f"sha256-{digest}",
         index=script_json(index), data="\n".join(blocks),
     )  # fmt: skip
 
