@@ -4,6 +4,7 @@ const NONE = -1;
 const UNKNOWN = 65535; // of log-probs, which come as thousandths of a nat below zero
 const VERDICTS = ["", "correct", "wrong", "incomplete"];
 const FATES = ["trained on", "left out: garbled or repeating", "left out: no signal in its group", "not needed for the update"];
+const SHORT_FATES = ["trained on", "garbled", "no signal", "not needed"];
 const ORIGINS = ["search", "direct sample", "solution cache"];
 const TYPES = { i4: Int32Array, f4: Float32Array, u2: Uint16Array, u1: Uint8Array };
 

@@ -158,7 +158,7 @@ class Panel {
         "tr", { "data-leaf": leaf, class: leaf === node ? "chosen" : "", onclick: () => this.choose(leaf) },
         element("td", {}, String(m + 1)),
         element("td", {}, element("span", { class: `verdict ${verdict}` }, words[verdict] ?? verdict)),
-        element("td", { class: "soft" }, FATES[tree.fates[m]].split(":")[0]),
+        element("td", { class: "soft" }, SHORT_FATES[tree.fates[m]]),
         element("td", {}, shown(tree.advantages[leaf], 2)),
         element("td", {}, String(count)),
       );
