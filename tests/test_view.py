@@ -137,3 +137,12 @@ def test_the_parts_of_the_page_are_installed():
     folder = REPOSITORY / "experiments"
     installed = {path for pattern in re.findall(r'"(.*?)"', patterns) for path in folder.glob(pattern)}
     assert {PAGES / name for name in ("viewer.html", *STYLES, *SCRIPTS)} <= installed
+
+
+def test_the_pictures_of_the_documentation_are_small():
+    shown = re.findall(r"\]\((images/\S+?\.png)\)", (REPOSITORY / "docs/viewer.md").read_text("utf-8"))
+    assert shown == ["images/tree.png", "images/tree_2000.png"]
+    for name in shown:
+        data = (REPOSITORY / "docs" / name).read_bytes()
+        assert data.startswith(b"\x89PNG")
+        assert 10_000 < len(data) < 300_000

@@ -52,7 +52,7 @@ def get_config(variant: str = "deepsearch") -> ConfigDict:
     config.evaluation.num_samples = 4
     config.checkpoint.every_steps = 5
     config.record.every_steps = 5
-    config.record.problems = 4  # small trees: a look at several costs little
+    config.record.problems = 8  # small trees: a look at several costs little
 
     if variant == "adaptive":
         set_adaptive(config)
