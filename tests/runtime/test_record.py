@@ -12,7 +12,7 @@ from deepsearch_jax.data.problems import Problem
 from deepsearch_jax.data.tokenizers import CharTokenizer
 from deepsearch_jax.objective import AdvantageSettings
 from deepsearch_jax.runtime import build_mesh
-from deepsearch_jax.runtime.interrupt import Interrupted
+from deepsearch_jax.runtime.interrupt import Interrupted, StopRequest
 from deepsearch_jax.runtime.record import Recorder, RecordSettings
 from deepsearch_jax.runtime.responses import Group, Response
 from deepsearch_jax.runtime.rollouts import Sampler
@@ -28,7 +28,7 @@ from deepsearch_jax.runtime.tree_records import (
 from deepsearch_jax.types import Outcome
 from tests.runtime.conftest import tiny_settings
 from tests.runtime.parity import ParityTask
-from tests.runtime.test_trainer import StopAt, assert_same_state, finish, make_trainer, rows
+from tests.runtime.test_trainer import assert_same_state, finish, make_trainer, rows
 
 EVERY = RecordSettings(every_steps=1, problems=3)
 SETTINGS = tiny_settings(record=EVERY)
@@ -56,12 +56,18 @@ def test_recording_changes_nothing(recorded, tmp_path):
 
 
 def test_a_run_that_is_stopped_and_goes_on_writes_the_same_files(recorded, tmp_path):
-    with pytest.raises(Interrupted):
-        finish(make_trainer(tmp_path, SETTINGS, stop=StopAt(40)))
     folder = tmp_path / "trees"
-    assert 0 < len(recorded_steps(folder)) < 4
+
+    class AfterTwo(StopRequest):
+        def check(self):
+            if len(recorded_steps(folder)) == 2:
+                raise Interrupted("test")
+
+    with pytest.raises(Interrupted):
+        finish(make_trainer(tmp_path, SETTINGS, stop=AfterTwo()))
+    assert recorded_steps(folder) == [1, 2]
     # As if it had been killed between a record and the checkpoint behind it.
-    path_of(folder, max(recorded_steps(folder)) + 1).write_bytes(b"of another life")
+    path_of(folder, 3).write_bytes(b"of another life")
     finish(make_trainer(tmp_path, SETTINGS))
     assert recorded_steps(folder) == [1, 2, 3, 4]
     for path in sorted((recorded[0] / "trees").iterdir()):
