@@ -11,13 +11,14 @@ from deepsearch_jax.data.degenerate import DegenerateSettings
 from deepsearch_jax.data.problems import Problem
 from deepsearch_jax.data.tokenizers import CharTokenizer
 from deepsearch_jax.objective import AdvantageSettings
-from deepsearch_jax.runtime import build_mesh
+from deepsearch_jax.runtime import build_mesh, build_policy
 from deepsearch_jax.runtime.interrupt import Interrupted, StopRequest
 from deepsearch_jax.runtime.record import Recorder, RecordSettings
 from deepsearch_jax.runtime.responses import Group, Response
 from deepsearch_jax.runtime.rollouts import Sampler
 from deepsearch_jax.runtime.tree_records import (
     FATES,
+    Lesson,
     Words,
     path_of,
     path_to,
@@ -36,8 +37,12 @@ SETTINGS = tiny_settings(record=EVERY)
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("recorded")
-    return workdir, finish(make_trainer(workdir, SETTINGS))
+    """The workdir and trainer of a run that records all of its steps, and the groups that its steps drew."""
+    workdir, drawn = tmp_path_factory.mktemp("recorded"), []
+    trainer = make_trainer(workdir, SETTINGS)
+    write = trainer._recorder.write
+    trainer._recorder.write = lambda groups, facts: (drawn.extend(groups), write(groups, facts))
+    return workdir, finish(trainer), drawn
 
 
 @pytest.fixture(scope="module")
@@ -129,14 +134,15 @@ def test_the_frontier_holds_what_can_still_be_expanded(trees):
         np.testing.assert_array_equal(~np.isnan(scores), ~has_children & ~tree.is_terminal)
 
 
-def test_paths_are_the_responses_and_carry_their_advantages(policy_and_groups):
-    """Against the groups that the search itself returned, and the advantages as given."""
-    _, groups = policy_and_groups
+def test_paths_are_the_responses_and_carry_their_advantages(recorded):
+    """Against the trajectories that the search itself handed to learning, and the advantages as given."""
+    groups = [group for group in recorded[2] if group.tree is not None]
+    assert groups
     words = Words(ParityTask().tokenizer)
     for group in groups:
         told = [np.arange(len(r.segment_lengths), dtype=np.float32) + i for i, r in enumerate(group.responses)]
         told[0] = told[0][:0]
-        lesson = type("", (), {"fates": [1] + [0] * (len(told) - 1), "advantages": told})()
+        lesson = Lesson([1] + [0] * (len(told) - 1), told)
         tree = record_of(group, lesson, {"step": 1}, words)
         parts = np.split(tree.tokens, np.cumsum(tree.segment_lengths)[:-1])
         sums = {}
@@ -153,31 +159,25 @@ def test_paths_are_the_responses_and_carry_their_advantages(policy_and_groups):
             np.testing.assert_allclose(tree.advantages[node], expected, rtol=1e-6)
 
 
-@pytest.fixture(scope="module")
-def policy_and_groups():
-    return _search()
-
-
-def _search(*, num_devices=1, num_watched=3, **rollout):
-    from deepsearch_jax.runtime import build_policy
-
+def searched(*, num_devices=1, num_watched=3, **rollout):
+    """Groups of one search, the first ones with their trees."""
     task = ParityTask()
     policy = build_policy(SETTINGS.model, task, SETTINGS.search, seed=3)
-    rollout = dataclasses.replace(SETTINGS.rollout, **rollout)
     sampler = Sampler(
-        task, policy[0], SETTINGS.search, rollout, run_key=jax.random.key(5), mesh=build_mesh(num_devices),
-        check_stop=lambda: None, advance=lambda done, detail: None,
+        task, policy[0], SETTINGS.search, dataclasses.replace(SETTINGS.rollout, **rollout), run_key=jax.random.key(5),
+        mesh=build_mesh(num_devices), check_stop=lambda: None, advance=lambda done, detail: None,
     )  # fmt: skip
     sampler.num_watched = num_watched
     groups, _ = sampler.search(policy[1], list(task.train_problems)[:7], (0, 1))
     assert [group.tree is not None for group in groups] == [i < num_watched for i in range(7)]
-    return policy, groups[:num_watched]
+    return groups[:num_watched]
 
 
 @pytest.mark.slow
-def test_trees_over_several_devices_are_the_same(policy_and_groups):
-    _, groups = _search(num_devices=2, num_slots=4, half_batches="yes")
-    for one, other in zip(policy_and_groups[1], groups, strict=True):
+def test_trees_over_several_devices_are_the_same():
+    """Fewer slots than problems in half batches: the trees wander."""
+    several = searched(num_devices=2, num_slots=4, half_batches="yes")
+    for one, other in zip(searched(), several, strict=True):
         count = int(one.tree.tree.num_nodes)
         for name in ("parent", "outcome", "visit_count"):
             np.testing.assert_array_equal(getattr(one.tree.tree, name)[:count], getattr(other.tree.tree, name)[:count])
