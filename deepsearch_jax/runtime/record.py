@@ -85,7 +85,7 @@ class Recorder:
           groups: all that the step has drawn.
           facts: plain values that go with every tree of the step.
         """
-        chosen = [group for group in groups if group.responses or group.tree is not None]
+        chosen = [group for group in groups if group.tree is not None or _is_direct(group)]
         chosen = sorted(chosen, key=lambda group: group.tree is None)[: self._settings.problems]
         if not self._is_due or not chosen:
             return
@@ -136,3 +136,8 @@ class Recorder:
                     )
             steps.remove(gone)
             path_of(self._folder, gone).unlink()
+
+
+def _is_direct(group: Group) -> bool:
+    """Whether the group holds whole responses; another process may have searched it and kept its tree."""
+    return bool(group.responses) and all(len(response.segment_lengths) == 1 for response in group.responses)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from deepsearch_jax.runtime.search_device import SearchState
 from deepsearch_jax.tree import SearchSettings, Tree, batched_search_step, can_be_selected, frontier_scores
@@ -24,7 +25,7 @@ class Frame(NamedTuple):
       num_nodes, num_credited: [] int32.
       cursors: [F] int32 nodes about to be expanded.
       value, visit_count: [N].
-      scores: [N] float32 F(s) of the places of the frontier, NaN at other nodes.
+      scores: [N] float32 F(s) of the places of the frontier, -inf at other nodes.
     """
 
     num_nodes: jax.Array
@@ -42,6 +43,7 @@ class Change(NamedTuple):
       num_nodes, num_credited: after it.
       cursors: [F] int32 after it.
       nodes: [X] int32 slots whose numbers changed; value, scores: [X] float32, visit_count: [X] int32 theirs.
+        Scores are NaN off the frontier.
     """
 
     num_nodes: int
@@ -97,11 +99,14 @@ class TreeWatch:
           problem: [B] the problems in the slots.
           outcomes: [B, F, C] that the iteration is about to get.
         """
+        layout = state.trees.parent.sharding
+        everywhere = NamedSharding(layout.mesh, PartitionSpec()) if isinstance(layout, NamedSharding) else None
         for row, number in enumerate(problem.tolist()):
             if number not in self._problems:
                 continue
+            verdicts, place = jax.device_put((outcomes, np.int32(row)), everywhere)
             before, after, tree = _step_of(
-                state.trees, state.segments, state.problems.prompts.keys, outcomes, row, search=self._search
+                state.trees, state.segments, state.problems.prompts.keys, verdicts, place, search=self._search
             )
             if number in self._trails:
                 trail = self._trails[number]
@@ -136,7 +141,7 @@ def _step_of(
 
 def _frame(tree: Tree, search: SearchSettings) -> Frame:
     is_place = can_be_selected(tree, True, search)
-    scores = jnp.where(is_place, frontier_scores(tree, search), jnp.nan).astype(jnp.float32)
+    scores = jnp.where(is_place, frontier_scores(tree, search), -jnp.inf).astype(jnp.float32)
     return Frame(tree.num_nodes, tree.num_credited, tree.cursors, tree.value, tree.visit_count, scores)
 
 
@@ -149,11 +154,11 @@ def _change(before: Frame | None, after: Frame) -> Change:
         is_changed[:known] = (
             (before.value[:known] != after.value[:known])
             | (before.visit_count[:known] != after.visit_count[:known])
-            | ~np.isclose(before.scores[:known], after.scores[:known], rtol=0, atol=0, equal_nan=True)
+            | (before.scores[:known] != after.scores[:known])
         )
     nodes = np.flatnonzero(is_changed).astype(np.int32)
     return Change(
         num_nodes, int(after.num_credited), np.asarray(after.cursors, np.int32), nodes,
         np.asarray(after.value[nodes], np.float32), np.asarray(after.visit_count[nodes], np.int32),
-        np.asarray(after.scores[nodes], np.float32),
+        np.where(np.isneginf(after.scores[nodes]), np.float32(np.nan), after.scores[nodes]),
     )  # fmt: skip

@@ -12,6 +12,7 @@ from deepsearch_jax.data.problems import Problem
 from deepsearch_jax.data.tokenizers import CharTokenizer
 from deepsearch_jax.objective import AdvantageSettings
 from deepsearch_jax.runtime import build_mesh, build_policy
+from deepsearch_jax.runtime.debug import DebugSettings
 from deepsearch_jax.runtime.interrupt import Interrupted, StopRequest
 from deepsearch_jax.runtime.record import Recorder, RecordSettings
 from deepsearch_jax.runtime.responses import Group, Response
@@ -32,7 +33,8 @@ from tests.runtime.parity import ParityTask
 from tests.runtime.test_trainer import assert_same_state, finish, make_trainer, rows
 
 EVERY = RecordSettings(every_steps=1, problems=3)
-SETTINGS = tiny_settings(record=EVERY)
+# Watching holds to what JAX checks: no transfer that nobody asked for.
+SETTINGS = tiny_settings(record=EVERY, debug=DebugSettings(transfer_guard=True))
 
 
 @pytest.fixture(scope="module")
@@ -226,6 +228,19 @@ def test_direct_groups_are_trees_of_depth_one(tmp_path):
     assert tree.facts == {
         "step": 1, "round": 0, "problem": "one", "question": "1+1", "answer": "2", "kind": "direct", "status": "",
     }  # fmt: skip
+
+
+def test_trees_that_grew_elsewhere_are_left_to_the_others(tmp_path):
+    """Where several processes search, each has the trees of its own problems, and the trajectories of all."""
+    path = response("23", 1.0, origin="search")
+    path.segment_lengths, path.node_values = np.array([2, 1], np.int32), np.ones(2, np.float32)
+    elsewhere = Group(PROBLEM, [2], [path, path])
+    here = Group(Problem(2, "two", "2", "2"), [2], [response("2", 1.0), response("3", -1.0)])
+    recorder = make_recorder(tmp_path)
+    recorder.begin(1)
+    recorder.learnt([elsewhere], [[np.zeros(2, np.float32)] * 2])
+    recorder.write([elsewhere, here], {})
+    assert [tree.facts["problem"] for tree in read_trees(path_of(tmp_path / "trees", 1))] == ["two"]
 
 
 @pytest.mark.parametrize(
