@@ -19,6 +19,7 @@ class ParityTask:
         self.tokenizer = TOKENIZER
         self._solvable = solvable
         self.closed = False
+        self.mixture = ()
 
     def prompt(self, problem):
         return TOKENIZER.encode(problem.question)
