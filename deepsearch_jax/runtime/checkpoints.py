@@ -110,6 +110,7 @@ class Checkpoints:
 
         Raises:
           CheckpointError: this save or the one before it could not be written (a full disk, for example).
+          JaxRuntimeError: another process of the run has ended.
         """
         try:
             self._manager.wait_until_finished()  # its manifest is that of the number before
@@ -128,6 +129,7 @@ class Checkpoints:
             if wait:
                 self._manager.wait_until_finished()
         except (OSError, ValueError, RuntimeError) as error:
+            _pass_on_lost_processes(error)
             raise CheckpointError(self._complaint(number, error)) from error
 
     def restore_record(self) -> dict[str, Any]:
@@ -159,6 +161,7 @@ class Checkpoints:
         try:
             self._manager.wait_until_finished()
         except (OSError, ValueError, RuntimeError) as error:
+            _pass_on_lost_processes(error)
             raise CheckpointError(self._complaint(None, error)) from error
 
     def close(self) -> None:
@@ -244,6 +247,12 @@ class Checkpoints:
             f"{which} could not be written ({error}); the last good one is {self.latest}. "
             "Free some space and start the same command again to go on from there"
         )
+
+
+def _pass_on_lost_processes(error: Exception) -> None:
+    """Raises the error again where it says that another process of the run is gone: no disk is to blame for that."""
+    if jax.process_count() > 1 and isinstance(error, jax.errors.JaxRuntimeError):
+        raise error
 
 
 class _Manager(ocp.CheckpointManager):
