@@ -128,8 +128,13 @@ def test_no_token_is_encoded_twice(policy, searched):
     assert used.recomputed_tokens == 0
     assert 0 < used.fed_tokens <= used.generated_tokens
     assert used.generated_tokens == statistics.tokens
-    # Two tokens of a prompt and each root expansion feeds the last one.
-    assert used.prompt_tokens >= 2 * NUM_PROBLEMS
+    # All of a prompt but its last token, which each expansion of the root feeds.
+    task = ParityTask()
+    at_the_root = used.prompt_tokens - sum(len(task.prompt(p)) - 1 for p in task.train_problems[:NUM_PROBLEMS])
+    assert at_the_root >= NUM_PROBLEMS
+    # All of a segment but its last token while it is sampled; that one with each expansion of its node.
+    segments = statistics.nodes - NUM_PROBLEMS
+    assert used.fed_tokens == used.generated_tokens - segments + used.expansions - at_the_root
 
 
 def test_the_verdicts_of_one_half_are_found_while_the_other_decodes(policy, monkeypatch):
