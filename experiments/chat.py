@@ -6,6 +6,7 @@
 import argparse
 import dataclasses
 import pathlib
+import signal
 import sys
 from collections.abc import Iterator
 
@@ -20,7 +21,7 @@ from deepsearch_jax.runtime import (
     search_settings,
     visible,
 )
-from experiments.command_line import complain
+from experiments.command_line import complain, leave_with
 
 QUIT, RESET = "/quit", "/reset"
 
@@ -30,17 +31,21 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         is_run = (options.place / "checkpoints").is_dir()
         policy = load_saved(options.place, options.step) if is_run else load_directory(options.place)
-        longest = policy.settings.search.max_response_length if policy.settings else 1024
+        longest = (
+            policy.settings.search.max_response_length if policy.settings
+            else min(ChatSettings.max_tokens, policy.model.max_position_embeddings // 2)
+        )  # fmt: skip
         settings = ChatSettings(
-            temperature=options.temperature, top_p=options.top_p, max_tokens=options.max_tokens or longest,
-            max_prompt=options.max_prompt, seed=options.seed, trajectories=options.trajectories, system=options.system,
+            temperature=options.temperature, top_p=options.top_p,
+            max_tokens=longest if options.max_tokens is None else options.max_tokens, max_prompt=options.max_prompt,
+            seed=options.seed, trajectories=options.trajectories, system=options.system,
         )  # fmt: skip
         search = search_settings(policy, settings)
         talker = Talker(policy.model, policy.params, policy.tokenizer, settings, search)
         conversation = Conversation(policy.tokenizer, settings, policy.line_end)
     except (ValueError, OSError) as error:
         return complain(str(error))
-    if sys.stdin.isatty():
+    if _is_terminal():
         print(f"{policy.model.architecture}; {RESET} forgets the conversation, {QUIT} leaves, Ctrl-C stops an answer")
     for question in _questions():
         if question == RESET:
@@ -52,7 +57,8 @@ def main(arguments: list[str] | None = None) -> int:
             complain(str(error))
             continue
         response = _searched(talker, prompt) if options.search else _streamed(talker, prompt)
-        conversation.add(question, response)
+        if response:
+            conversation.add(question, response)
     return 0
 
 
@@ -66,7 +72,9 @@ def _parser() -> argparse.ArgumentParser:
         "--temperature", type=float, default=defaults["temperature"], help="0 takes the likeliest token"
     )
     parser.add_argument("--top-p", type=float, default=defaults["top_p"], help="probability mass kept; 1 keeps all")
-    parser.add_argument("--max-tokens", type=int, default=0, help="of a response; default: as in training, or 1024")
+    parser.add_argument(
+        "--max-tokens", type=int, help="of a response; default: as in training, or 1024 if the model has room"
+    )
     parser.add_argument("--max-prompt", type=int, default=defaults["max_prompt"], help="tokens of a conversation")
     parser.add_argument("--seed", type=int, default=0, help="of the samples")
     parser.add_argument("--system", default="", help="system message")
@@ -74,10 +82,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _is_terminal() -> bool:
+    return sys.stdin is not None and sys.stdin.isatty()
+
+
 def _questions() -> Iterator[str]:
     """Lines of the user, without empty ones, until /quit or the end of the input."""
-    is_terminal = sys.stdin.isatty()
-    while True:
+    is_terminal = _is_terminal()
+    while sys.stdin is not None:
         try:
             line = input("> ") if is_terminal else sys.stdin.readline()
         except (EOFError, KeyboardInterrupt):
@@ -92,9 +104,15 @@ def _questions() -> Iterator[str]:
             yield question
 
 
+class _CtrlC(StopRequest):
+    """Ctrl-C ends an answer, SIGTERM everything."""
+
+    signals = (signal.SIGINT,)
+
+
 def _streamed(talker: Talker, prompt: list[int]) -> str:
     """Shows a response as it grows; what there is of it when it is stopped."""
-    stop, response = StopRequest(), ""
+    stop, response = _CtrlC(), ""
     stop.install()
     try:
         for piece in talker.stream(prompt, stop.check):
@@ -110,7 +128,7 @@ def _streamed(talker: Talker, prompt: list[int]) -> str:
 
 def _searched(talker: Talker, prompt: list[int]) -> str:
     """Shows how a search goes on and the response it chose."""
-    is_terminal, stop = sys.stderr.isatty(), StopRequest()
+    is_terminal, stop = sys.stderr.isatty(), _CtrlC()
 
     def show(text: str) -> None:
         if is_terminal:
@@ -135,4 +153,4 @@ def _searched(talker: Talker, prompt: list[int]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave_with(main)

@@ -1,8 +1,12 @@
-"""What the commands share: settings on the command line, and mistakes answered in one line."""
+"""What the commands share: settings on the command line, mistakes answered in one line, and a quiet end."""
 
 import difflib
+import os
 import re
+import signal
 import sys
+from collections.abc import Callable
+from typing import NoReturn
 
 from absl import flags
 
@@ -36,7 +40,32 @@ def parse(settings: type, argv: list[str]) -> list[str]:
         sys.exit(complain(lines[-1].strip() if "Traceback" in str(error) else " ".join(lines)))
 
 
-def complain(text: str) -> int:
+def complain(text: str, status: int = 2) -> int:
     """Prints the mistake; returns the exit status. Further lines of the text are indented: none can pass for ours."""
     print("error: " + "\n  ".join(printable(line) for line in text.split("\n")), file=sys.stderr)
-    return 2
+    return status
+
+
+def leave_with(main: Callable[[], int]) -> NoReturn:
+    """Ends the process with the status of `main`.
+
+    Ctrl-C, a reader that has gone (`| head`) and an output that takes no more (a full disk) end it without a traceback,
+    with the status that a shell gives a command for the signal.
+    """
+    try:
+        status = main()
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        status = complain("stopped", 128 + signal.SIGINT)
+    except BrokenPipeError:
+        status = _without_output(128 + signal.SIGPIPE)
+    except OSError as error:  # of what was printed: commands answer those of their files themselves
+        status = _without_output(complain(f"the output cannot be written ({error.strerror})"))
+    sys.exit(status)
+
+
+def _without_output(status: int) -> int:
+    """The interpreter flushes once more at its end: into nothing, or that would be an error again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return status

@@ -5,10 +5,9 @@ Reads the newest checkpoint (`--step N` or `--step best` another one); the run m
 
 import argparse
 import pathlib
-import sys
 
 from deepsearch_jax.runtime import DTYPES, check_new, export_policy, load_saved
-from experiments.command_line import complain
+from experiments.command_line import complain, leave_with
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -32,4 +31,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave_with(main)

@@ -8,10 +8,9 @@ is 1 if loss or gradient norm are not those of the record bit for bit.
 
 import argparse
 import pathlib
-import sys
 
 from deepsearch_jax.runtime import replay_batch
-from experiments.command_line import complain
+from experiments.command_line import complain, leave_with
 
 
 def main() -> int:
@@ -31,4 +30,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave_with(main)

@@ -4,12 +4,12 @@ Writes report.html, one file that needs nothing else, and report.png. Works on r
 """
 
 import argparse
-import os
 import pathlib
-import sys
 from collections.abc import Sequence
 
-from experiments.command_line import complain
+from deepsearch_jax.runtime import printable
+from experiments.command_line import complain, leave_with
+from experiments.files import write_whole
 from experiments.reporting.page import page
 from experiments.reporting.picture import picture
 from experiments.reporting.runs import load_runs
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         return complain(str(error))
     for path in written:
-        print(f"written: {path}")
+        print(f"written: {printable(str(path))}")
     return 0
 
 
@@ -36,18 +36,18 @@ def write_report(workdirs: Sequence[pathlib.Path], out: pathlib.Path) -> list[pa
     """Writes report.html and report.png into the folder `out`; returns both paths.
 
     Raises:
-      ValueError: a folder that holds no run.
+      ValueError: a folder that holds no run; `out` is a file.
     """
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} is a file; name a folder")
     runs = load_runs(workdirs)
     png = picture(runs)
     out.mkdir(parents=True, exist_ok=True)
     written = [out / "report.html", out / "report.png"]
     for path, content in zip(written, (page(runs, png).encode("utf-8", "replace"), png), strict=True):
-        temporary = path.with_suffix(".tmp")
-        temporary.write_bytes(content)
-        os.replace(temporary, path)  # a reader sees the old report or the new one
+        write_whole(path, content)
     return written
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave_with(main)

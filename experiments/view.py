@@ -10,15 +10,18 @@ import hashlib
 import html
 import json
 import pathlib
+import re
 import struct
-import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
+from deepsearch_jax.runtime import printable
 from deepsearch_jax.runtime.tree_records import FOLDER, TreeRecord, path_of, read_trees, recorded_steps
 from deepsearch_jax.types import Outcome
+from experiments.command_line import complain, leave_with
+from experiments.files import embedded, runs_below, write_whole
 
 PAGES = pathlib.Path(__file__).parent / "pages"
 STYLES = ("style.css", "viewer/viewer.css")
@@ -26,6 +29,7 @@ SCRIPTS = ("viewer/data.js", "viewer/layout.js", "viewer/draw.js", "viewer/panel
 
 _TYPES = {np.dtype("int32"): "i4", np.dtype("float32"): "f4", np.dtype("uint16"): "u2", np.dtype("uint8"): "u1"}
 _UNKNOWN = 65535  # of log-probs
+_NUMBER = re.compile(r" *[0-9]{1,12} *")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,12 +41,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = options.out or options.workdir / "trees.html"
     try:
         steps = choose_steps(options.workdir, options.steps)
-        page = build_page(options.workdir, steps)
-        out.write_text(page, encoding="utf-8")
+        page = build_page(options.workdir, steps).encode()
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(out, page)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"{len(steps)} step{'s' * (len(steps) != 1)}, {len(page) / 2**20:.1f} MiB: {out}")
+        return complain(str(error))
+    print(f"{len(steps)} step{'s' * (len(steps) != 1)}, {len(page) / 2**20:.1f} MiB: {printable(str(out))}")
     return 0
 
 
@@ -56,8 +60,10 @@ def choose_steps(workdir: pathlib.Path, wanted: str = "") -> list[int]:
       ValueError: there are no recorded trees, none in the ranges, or the text says no ranges.
     """
     if not workdir.is_dir():
-        raise ValueError(f"{workdir} is no directory; give the --workdir of a run")
+        raise ValueError(f"{workdir} is no directory; name the --workdir of a run")
     steps = recorded_steps(workdir / FOLDER)
+    if not steps and not (workdir / "metrics.jsonl").exists():
+        raise ValueError(f"{workdir} holds no run{runs_below(workdir)}; name the --workdir of a run")
     if not steps:
         raise ValueError(
             f"{workdir} holds no recorded trees; a run records some of its steps, from the first one on, unless "
@@ -75,7 +81,7 @@ def _ranges(text: str) -> list[tuple[int, int]]:
     found = []
     for part in text.split(","):
         low, dash, high = part.partition("-")
-        if not low.strip().isdigit() or not (high if dash else low).strip().isdigit():
+        if not all(_NUMBER.fullmatch(end) for end in (low, high if dash else low)):
             raise ValueError(f"--steps={text} cannot be read at {part!r}; write numbers and ranges, such as 1,5,10-20")
         found.append((int(low), int(high if dash else low)))
     return found
@@ -94,7 +100,10 @@ def build_page(workdir: pathlib.Path, steps: Iterable[int]) -> str:
     index: list[dict[str, Any]] = []
     blocks = []
     for step in steps:
-        records = read_trees(path_of(workdir / FOLDER, step))
+        path = path_of(workdir / FOLDER, step)
+        if not path.exists():  # a run that goes on has thinned its steps out meanwhile
+            continue
+        records = read_trees(path)
         index += [{"step": step, "place": place, **_summary(record)} for place, record in enumerate(records)]
         coded = base64.b64encode(gzip.compress(pack(records), compresslevel=6, mtime=0)).decode()
         blocks.append(f'<script type="application/octet-stream" id="step-{step}">{coded}</script>')
@@ -106,7 +115,7 @@ def build_page(workdir: pathlib.Path, steps: Iterable[int]) -> str:
         title=html.escape(f"{name}: search trees"), run=html.escape(name),
         style="\n".join((PAGES / style).read_text("utf-8") for style in STYLES),
         script=script, script_hash=f"sha256-{digest}",
-        index=script_json(index), data="\n".join(blocks),
+        index=embedded(index), data="\n".join(blocks),
     )  # fmt: skip
 
 
@@ -124,11 +133,6 @@ def fill(template: str, **parts: str) -> str:
     """Puts the parts in place of their {{names}}; a part may hold braces of its own."""
     pieces = template.split("{{")
     return pieces[0] + "".join(parts[name] + rest for name, rest in (piece.split("}}", 1) for piece in pieces[1:]))
-
-
-def script_json(value: Any) -> str:
-    """JSON that no text in it can end the script element of."""
-    return json.dumps(value, ensure_ascii=True).replace("<", "\\u003c")
 
 
 def pack(records: Sequence[TreeRecord]) -> bytes:
@@ -163,4 +167,4 @@ def _compact(record: TreeRecord) -> dict[str, np.ndarray]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave_with(main)

@@ -1,5 +1,6 @@
 """What the commands make of their arguments before any flag is parsed."""
 
+import subprocess
 import sys
 
 import pytest
@@ -41,3 +42,31 @@ def test_a_misspelt_setting_is_answered_with_the_nearest(parsed, capsys):
         parsed("--config.task.option=1")
     assert leaving.value.code == 2
     assert "did you mean config.task.options?" in capsys.readouterr().err
+
+
+END = """
+import os, signal
+from experiments.command_line import leave_with
+
+def main():
+    print("a line of the result", flush=True)
+    {act}
+    return 3
+
+leave_with(main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("act", "status", "told"),
+    [
+        ("", 3, ""),
+        ("os.kill(os.getpid(), signal.SIGINT)", 130, "error: stopped\n"),
+        ("raise BrokenPipeError", 141, ""),
+        ("os.close(1); os.open('/dev/full', os.O_WRONLY)\n    print('more')", 2,
+         "error: the output cannot be written (No space left on device)\n"),
+    ],
+)  # fmt: skip
+def test_commands_end_without_a_traceback(act, status, told):
+    done = subprocess.run([sys.executable, "-c", END.format(act=act)], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (status, "a line of the result\n", told)

@@ -184,6 +184,34 @@ def test_a_conversation_through_a_pipe(workdir, monkeypatch, capsys):
     )
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--temperature", "nan"), "temperature=nan must be >= 0 and finite"),
+        (("--temperature", "-1"), "temperature=-1.0 must be >= 0 and finite"),
+        (("--top-p", "3"), r"top_p=3.0 must be in (0, 1]"),
+        (("--seed", str(2**64)), "must be at least 0 and below 2**63"),
+        (("--max-tokens", "0"), "max_tokens=0 must be at least 1"),
+        (("--max-tokens", "99999"), "leaves no room for a prompt"),
+    ],
+)
+def test_settings_that_cannot_be_are_answered_before_the_first_question(workdir, arguments, words, capsys):
+    assert chat.main([str(workdir), *arguments]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_the_length_of_answers_fits_a_model_of_few_positions(exported, monkeypatch, capsys):
+    """The usual 1,024 tokens are more than the model has; nobody has asked for them."""
+    assert policy.load_config(exported).max_position_embeddings < 1024
+    assert talk(monkeypatch, capsys, "aab\n", exported).out.count("\n") >= 1
+
+
+def test_no_input_at_all_is_no_question(workdir, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", None)  # as with <&-
+    assert chat.main([str(workdir)]) == 0
+    assert capsys.readouterr().out == ""
+
+
 def test_a_search_chooses_the_most_frequent_answer(workdir, monkeypatch, capsys):
     shown = talk(monkeypatch, capsys, "aab\n", workdir, "--search", "--trajectories", 4)
     text, _, chosen = shown.out.removesuffix("\n").rpartition("\n")

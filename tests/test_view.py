@@ -2,15 +2,17 @@
 
 import base64
 import gzip
+import io
 import json
 import re
 import struct
+import zipfile
 
 import numpy as np
 import pytest
 
 from deepsearch_jax.runtime.tree_records import FOLDER, path_of, read_trees, write_trees
-from experiments.view import PAGES, SCRIPTS, STYLES, build_page, choose_steps, main, pack, script_json
+from experiments.view import PAGES, SCRIPTS, STYLES, build_page, choose_steps, main, pack
 from tests.conftest import REPOSITORY
 from tests.grown import WordTokenizer, grown_record
 
@@ -77,7 +79,6 @@ def test_text_cannot_leave_its_place(workdir):
     trees = list(unpack(gzip.decompress(base64.b64decode(block))))
     assert trees[1][0]["question"] == HOSTILE
     assert "a run &amp; more" in page
-    assert json.loads(script_json({"a": "</script>é"})) == {"a": "</script>é"}
 
 
 def test_the_page_asks_for_nothing(workdir):
@@ -99,6 +100,7 @@ def test_steps_are_chosen_by_numbers_and_ranges(workdir):
         ("2-3", "--steps=2-3 names none of the recorded steps; there are 1, 4, 11, 12"),
         ("1,x", "--steps=1,x cannot be read at 'x'"),
         ("5-", "--steps=5- cannot be read"),
+        ("²", "--steps=² cannot be read"),
     ],
 )
 def test_steps_that_are_not_there_are_named(workdir, steps, words, capsys):
@@ -106,22 +108,82 @@ def test_steps_that_are_not_there_are_named(workdir, steps, words, capsys):
     assert words in capsys.readouterr().err
 
 
-def test_a_run_without_trees_is_told_what_to_do(tmp_path, capsys):
-    assert main([str(tmp_path)]) == 2
-    assert "holds no recorded trees; a run records some of its steps" in capsys.readouterr().err
-    assert main([str(tmp_path / "none")]) == 2
-    assert "is no directory; give the --workdir of a run" in capsys.readouterr().err
+def test_a_run_without_trees_is_told_what_to_do(workdir, tmp_path, capsys):
+    run = tmp_path / "a run"
+    run.mkdir()
+    assert complaint(capsys, run).endswith("a run holds no run; name the --workdir of a run\n")
+    (run / "metrics.jsonl").touch()
+    assert "holds no recorded trees; a run records some of its steps" in complaint(capsys, run)
+    assert "holds no run itself, but there are runs in it: a run; name" in complaint(capsys, tmp_path)
+    assert "is no directory; name the --workdir of a run" in complaint(capsys, tmp_path / "no\nerror: ne")
+    (run / FOLDER).mkdir()
+    (run / FOLDER / "step_copy.npz").touch()  # not ours
+    assert "holds no recorded trees" in complaint(capsys, run)
+    assert "page is a directory; name a file" in complaint(capsys, workdir, "--out", tmp_path_with_page(tmp_path))
+
+
+def complaint(capsys, *arguments):
+    """The one line that the command ends with."""
+    assert main([str(argument) for argument in arguments]) == 2
+    text = capsys.readouterr().err
+    assert text.startswith("error: ")
+    assert text.count("\nerror") == 0
+    return text
+
+
+def tmp_path_with_page(folder):
+    (folder / "page").mkdir()
+    return folder / "page"
+
+
+def test_damaged_trees_are_named(record, tmp_path, capsys):
+    file = path_of(tmp_path / FOLDER, 3)
+    file.parent.mkdir()
+    write_trees(file, [record])
+    whole = file.read_bytes()
+    with zipfile.ZipFile(file) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    bad = {
+        "no zip": b"no zip",
+        "half": whole[: len(whole) // 2],
+        "an array of another form": {**parts, "0.parent.npy": b"\x93NUMPY\x01\x00\x76\x00{'descr': '<i4'}"},
+        "facts that are no JSON": {**parts, "facts.npy": parts["facts.npy"][:-2] + b"xx"},
+        "facts that are none": {**parts, "facts.npy": npy(b"[1]")},
+    }
+    for content in bad.values():
+        if isinstance(content, dict):
+            with zipfile.ZipFile(file, "w") as archive:
+                for name, data in content.items():
+                    archive.writestr(name, data)
+        else:
+            file.write_bytes(content)
+        assert "step_000003.npz cannot be read as recorded trees (" in complaint(capsys, tmp_path)
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("facts.npy", npy(b'{"format": 99}'))
+    assert "has trees of format 99, this version reads 1" in complaint(capsys, tmp_path)
+
+
+def npy(text):
+    """Text as the file of an array of bytes."""
+    file = io.BytesIO()
+    np.save(file, np.frombuffer(text, np.uint8))
+    return file.getvalue()
+
+
+def test_a_step_that_a_running_run_has_dropped_meanwhile_is_left_out(record, tmp_path):
     (tmp_path / FOLDER).mkdir()
-    path_of(tmp_path / FOLDER, 3).write_bytes(b"no zip")
-    assert main([str(tmp_path)]) == 2
-    assert "step_000003.npz cannot be read as recorded trees" in capsys.readouterr().err
+    write_trees(path_of(tmp_path / FOLDER, 4), [record])
+    page = build_page(tmp_path, [1, 4])
+    assert 'id="step-4"' in page
+    assert 'id="step-1"' not in page
 
 
 def test_the_command_writes_the_page(workdir, tmp_path, capsys):
-    out = tmp_path / "page.html"
+    out = tmp_path / "new" / "page.html"
     assert main([str(workdir), "--steps=1", f"--out={out}"]) == 0
     assert out.read_text("utf-8") == build_page(workdir, [1])
     assert f"1 step, 0.1 MiB: {out}" in capsys.readouterr().out
+    assert [path.name for path in out.parent.iterdir()] == ["page.html"]
 
 
 def test_files_are_read_back_as_written(record, workdir):

@@ -1,6 +1,7 @@
 """What the decode engine is told once per run."""
 
 import dataclasses
+import math
 
 from deepsearch_jax.policy import ModelConfig
 
@@ -29,8 +30,8 @@ class DecodeSettings:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if self.max_depth < 0:
             raise ValueError(f"max_depth={self.max_depth} must not be negative")
-        if self.temperature < 0:
-            raise ValueError(f"temperature={self.temperature} must be >= 0; 0 takes the most likely token")
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(f"temperature={self.temperature} must be >= 0 and finite; 0 takes the most likely token")
         if self.top_k < 0:
             raise ValueError(f"top_k={self.top_k} must be >= 0; 0 keeps all tokens")
         if not 0 < self.top_p <= 1:

@@ -53,8 +53,9 @@ class ChatSettings:
         for name in ("max_tokens", "max_prompt", "trajectories"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        if self.seed < 0:
-            raise ValueError(f"seed={self.seed} must be at least 0")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed={self.seed} must be at least 0 and below 2**63")
+        DecodeSettings(temperature=self.temperature, top_p=self.top_p)  # checks both
 
 
 class Found(NamedTuple):

@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from deepsearch_jax.decode import DecodeSettings
+
 
 @dataclasses.dataclass(frozen=True)
 class RolloutSettings:
@@ -49,6 +51,8 @@ class RolloutSettings:
             raise ValueError(f"stop_strings={self.stop_strings!r} holds an empty text, which would end every response")
         if not self.page_pool_gib >= 0:
             raise ValueError(f"page_pool_gib={self.page_pool_gib} must be 0 (as needed) or more")
+        # What the decode engine would say once the first prompt is there.
+        DecodeSettings(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, min_p=self.min_p)
         for name in ("num_slots", "prompt_multiple", "path_multiple"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")

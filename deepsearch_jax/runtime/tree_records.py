@@ -251,8 +251,9 @@ def path_of(folder: pathlib.Path, step: int) -> pathlib.Path:
 
 
 def recorded_steps(folder: pathlib.Path) -> list[int]:
-    """The steps that have a file, in order."""
-    return sorted(int(path.stem.removeprefix("step_")) for path in folder.glob("step_*.npz"))
+    """The steps that have a file, in order; files of other names are not ours."""
+    names = (path.stem.removeprefix("step_") for path in folder.glob("step_*.npz"))
+    return sorted({int(name) for name in names if name.isascii() and name.isdigit() and name == f"{int(name):06d}"})
 
 
 def write_trees(path: pathlib.Path, records: Sequence[TreeRecord]) -> None:
@@ -276,14 +277,15 @@ def read_trees(path: pathlib.Path) -> list[TreeRecord]:
             raise zipfile.BadZipFile("no zip archive")
         with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             header = json.loads(file["facts"].tobytes())
-            if header["format"] != FORMAT:
-                raise ValueError(
-                    f"{path} has trees of format {header['format']}, this version reads {FORMAT}; use the version of "
-                    "the project that wrote it"
-                )
-            return [
-                TreeRecord(facts=facts, **{name: file[f"{i}.{name}"] for name in ARRAYS})
-                for i, facts in enumerate(header["trees"])
-            ]
-    except (zipfile.BadZipFile, zlib.error, KeyError, EOFError, OSError) as error:
+            written = header["format"]
+            if written == FORMAT:
+                return [
+                    TreeRecord(facts=facts, **{name: file[f"{i}.{name}"] for name in ARRAYS})
+                    for i, facts in enumerate(header["trees"])
+                ]
+    except (zipfile.BadZipFile, zlib.error, KeyError, TypeError, ValueError, EOFError, OSError) as error:
         raise ValueError(f"{path} cannot be read as recorded trees ({error}); delete it to go without it") from error
+    raise ValueError(
+        f"{path} has trees of format {written}, this version reads {FORMAT}; use the version of the project that "
+        "wrote it"
+    )

@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from experiments.files import embedded
 from experiments.reporting import tables
 from experiments.reporting.charts import AXES
 from experiments.reporting.runs import Run
@@ -61,12 +62,6 @@ def page_data(runs: Sequence[Run]) -> dict[str, Any]:
             for run in runs
         ],
     }
-
-
-def embedded(value: Any) -> str:
-    """JSON that can stand within a script element: nothing in it can end the element or begin a tag."""
-    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
-    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
 def _file(name: str) -> str:

@@ -7,7 +7,9 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from deepsearch_jax.runtime import printable
 from deepsearch_jax.runtime.metrics import MACHINE_KEY
+from experiments.files import runs_below
 
 Row = dict[str, Any]
 NOT_SET = "(not set)"
@@ -79,11 +81,6 @@ def short_names(paths: Sequence[pathlib.Path]) -> list[str]:
     return names
 
 
-def printable(text: str) -> str:
-    """The text with everything replaced that would move the cursor, turn the writing or not be shown at all."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
-
-
 def value_of(row: Row, name: str) -> float | None:
     """A finite number of a row or of its machine part; None for anything else."""
     machine = row.get(MACHINE_KEY)
@@ -128,21 +125,13 @@ def _load(path: pathlib.Path, name: str) -> Run:
     if not path.is_dir():
         raise ValueError(f"{path} is not a folder; name the --workdir of a run")
     if not metrics.is_file():
-        raise ValueError(f"{path} holds no metrics.jsonl{_hint(path)}; name the --workdir of a run")
+        raise ValueError(f"{path} holds no metrics.jsonl{runs_below(path)}; name the --workdir of a run")
     text, written = metrics.read_bytes(), metrics.stat().st_mtime
     rows, notes = _parse(text)
     if not rows:
         raise ValueError(f"{metrics} has no complete row yet; the first one comes with the first filter or evaluation")
     config, versions = (_json(path / file, notes) for file in ("config.json", "versions.json"))
     return Run(name, path, rows, config, versions, notes, written)
-
-
-def _hint(path: pathlib.Path) -> str:
-    found = sorted(str(file.parent.relative_to(path)) for file in path.glob("**/metrics.jsonl"))
-    if not found:
-        return ""
-    more = f" and {len(found) - _MAX_HINTS} more" if len(found) > _MAX_HINTS else ""
-    return f" itself, but there are runs in it: {', '.join(found[:_MAX_HINTS])}{more}"
 
 
 def _parse(text: bytes) -> tuple[list[Row], list[str]]:

@@ -133,6 +133,7 @@ def test_cuts_survive_negative_and_extreme_logits():
     [
         ({"num_samples": 0}, "num_samples=0 must be at least 1"),
         ({"temperature": -1.0}, r"temperature=-1.0 must be >= 0"),
+        ({"temperature": float("nan")}, r"temperature=nan must be >= 0 and finite"),
         ({"top_k": -2}, "top_k=-2 must be >= 0"),
         ({"top_p": 0.0}, r"top_p=0.0 must be in \(0, 1\]"),
         ({"min_p": 1.5}, r"min_p=1.5 must be in \[0, 1\]"),

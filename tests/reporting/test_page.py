@@ -6,8 +6,9 @@ import re
 
 import pytest
 
+from experiments.files import embedded
 from experiments.report import main
-from experiments.reporting.page import embedded, page_data
+from experiments.reporting.page import page_data
 from experiments.reporting.runs import load_runs
 from tests.reporting.rows import evaluation, filtering, train, two_rounds, write_run
 
@@ -83,7 +84,7 @@ def test_what_runs_are_called_and_say_stays_text(tmp_path):
     data = json.loads(text.split('id="data">')[1].split("</script>")[0])
     assert [run["name"] for run in data["runs"]] == [
         "<b>$a_1^{",
-        "_b\N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}",
+        r"_b\u202e\n",
     ]
 
 
