@@ -8,6 +8,8 @@ import grain
 import numpy as np
 
 STATE_VERSION = 1
+_MIXTURE_VERSION = 2
+_SMALL = 1024  # fewer problems than grain shuffles in good time
 
 
 class ProblemIterator(Iterator[np.ndarray]):
@@ -65,7 +67,8 @@ class ProblemIterator(Iterator[np.ndarray]):
         self._is_mixed = components is not None and len(weights) > 0
         if self._is_mixed:
             of_index = np.asarray(components, np.int32)
-            self._identity["mixture"] = [list(map(float, weights)), hashlib.sha256(of_index.tobytes()).hexdigest()]
+            of_components = hashlib.sha256(of_index.tobytes()).hexdigest()
+            self._identity["mixture"] = [list(map(float, weights)), of_components, _MIXTURE_VERSION]
             dataset = _mixture(self.indices, of_index, weights, grain_seed)  # one by one, see __next__
         else:
             dataset = grain.MapDataset.source(self.indices).seed(grain_seed).shuffle()
@@ -131,8 +134,17 @@ def _mixture(
             f"components of shape {components.shape} with {len(weights)} weights do not fit {indices.size} problems"
         )
     present = sorted(set(components.tolist()))
-    parts = [
-        grain.MapDataset.source(indices[components == c]).seed(seed + i).shuffle().repeat()
-        for i, c in enumerate(present)
-    ]
+    parts = [_shuffled(indices[components == c], seed + i).repeat() for i, c in enumerate(present)]
     return grain.MapDataset.mix(parts, weights=[float(weights[c]) for c in present])
+
+
+def _shuffled(values: np.ndarray, seed: int) -> "grain.MapDataset[np.int32]":
+    """Epochs of `values`, each in an order of its own.
+
+    grain finds a place in a shuffled order within a range of 2^16 numbers, which takes 5 ms for one of four values.
+    Epochs of few values are written down instead, about 1,024 numbers of them.
+    """
+    if len(values) >= _SMALL:
+        return grain.MapDataset.source(values).seed(seed).shuffle()
+    draw = np.random.default_rng(seed)
+    return grain.MapDataset.source(np.concatenate([draw.permutation(values) for _ in range(-(-_SMALL // len(values)))]))

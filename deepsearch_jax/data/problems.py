@@ -17,6 +17,7 @@ from deepsearch_jax.data.messages import answer_of, question_of
 from deepsearch_jax.data.records import expand_paths, file_stem, kind, read_records
 
 _ANSWER_MARK = "####"  # GSM8K as published: the rationale, then "#### 72"
+_MOST_RATIO = 1000  # of two weights: who waits for a rare entry draws that many others
 _MAX_KEY = 2**31 - 1  # keys are int32 on the device; negative numbers mark free places there
 
 
@@ -88,6 +89,11 @@ class ProblemSettings:
         if self.weights and (len(self.weights) != len(self.paths) or not all(0 < w < math.inf for w in self.weights)):
             raise ValueError(
                 f"weights={self.weights} must be one positive number for each of the {len(self.paths)} entries of paths"
+            )
+        if self.weights and max(self.weights) > _MOST_RATIO * min(self.weights):
+            raise ValueError(
+                f"weights={self.weights} differ by more than a factor of {_MOST_RATIO}; leave out the entry that would "
+                "hardly ever come"
             )
 
 

@@ -1,6 +1,7 @@
 """Accuracy on held-out problems: pass@1 and pass@k from direct samples, with bootstrap intervals over problems."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,8 +38,8 @@ class EvaluationSettings:
         if self.num_samples < 1:
             raise ValueError(f"num_samples={self.num_samples} must be at least 1")
         for name in ("every_steps", "num_problems", "temperature", "max_length", "stop_at"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 0")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 0 and finite")
 
 
 def summarise(groups: Sequence[Group]) -> dict[str, Any]:

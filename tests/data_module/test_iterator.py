@@ -155,6 +155,22 @@ def test_absent_components_step_aside_and_small_ones_give_all():
     assert sorted(set(next(alone).tolist())) == [0, 1, 2]
 
 
+@pytest.mark.parametrize("size", [1, 2, 7, 1500])
+def test_a_component_is_shuffled_anew_when_it_is_through(size):
+    iterator = mixture([0] * size + [1] * 2000, (1, 1), 2)
+    drawn = [int(p) for _ in range(3 * size) for p in next(iterator) if p < size]
+    epochs = [drawn[i * size : (i + 1) * size] for i in range(3)]
+    assert all(sorted(epoch) == list(range(size)) for epoch in epochs)
+    assert size < 3 or epochs[0] != epochs[1] != epochs[2]
+
+
+def test_few_problems_of_great_weight_do_not_hold_the_others_up():
+    """All four of the heavy component, and twelve that come once in a thousand draws."""
+    batch = next(mixture([0] * 4 + [1] * 36, (1000, 1), 16))
+    assert sorted(batch)[:4] == [0, 1, 2, 3]
+    assert len(set(batch.tolist())) == 16
+
+
 def test_a_restored_mixture_goes_on_where_the_other_stood():
     components = [0] * 7 + [1] * 11
     one, other = (mixture(components, (2, 1), 4) for _ in range(2))

@@ -251,6 +251,12 @@ def test_weights_are_one_positive_number_an_entry(weights):
         ProblemSettings(paths=("a.jsonl", "b.jsonl"), weights=weights)
 
 
+def test_weights_are_of_one_size():
+    ProblemSettings(paths=("a.jsonl", "b.jsonl"), weights=(1000.0, 1.0))
+    with pytest.raises(ValueError, match="differ by more than a factor of 1000"):
+        ProblemSettings(paths=("a.jsonl", "b.jsonl"), weights=(1001.0, 1.0))
+
+
 def test_a_dataset_of_the_hub_is_fetched_by_name(tmp_path, monkeypatch):
     """What huggingface_hub would fetch lies in a folder; the pattern is what it is asked for."""
     asked = []
