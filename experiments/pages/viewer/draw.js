@@ -223,7 +223,7 @@ class Drawing {
       context.textBaseline = "middle";
       context.fillText(String(rank), x, y + 0.5);
     }
-    if (isCursor) this.ring(x, y, r + 4, colours.accent, 2.6, []);
+    if (isCursor) this.ring(x, y, r + 4, colours.text, 2.6, []); // the blue one is the chosen node's
     if (isHovered || isChosen) this.ring(x, y, r + (isCursor ? 8 : 5), colours.accent, isChosen ? 2.2 : 1.4, []);
   }
 
