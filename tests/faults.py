@@ -47,30 +47,15 @@ _RESTORING = threading.Lock()
 
 # The quick start at a size that takes a few seconds: two rounds of two steps, saved after every step.
 CONFIG = """
-from experiments.configs import quickstart
+from tests import tiny_quickstart
 
 def get_config():
-    config = quickstart.get_config("short")
-    config.model.hidden_size = 16
-    config.model.num_layers = 1
-    config.model.intermediate_size = 32
-    stage = {"num_steps": 120, "learning_rate": 1e-2, "lengths": (1, 2), "weights": (), "plus_noise": 0.0,
-             "minus_noise": 0.0}
-    config.task.arithmetic.warm_start_stages = (stage,)
-    config.task.arithmetic.problem_lengths = (1, 2)
+    config = tiny_quickstart.get_config()
     config.task.arithmetic.num_train_problems = 32
     config.task.arithmetic.num_heldout_problems = 8
-    config.search.max_depth = 3
-    config.search.capacity = 13
-    config.rollout.num_slots = 16
     config.rounds.num_rounds = 2
-    config.rounds.steps_per_round = 2
-    config.rounds.problems_per_step = 8
-    config.rounds.max_candidates = 16
-    config.advantage.drop_uniform = False
     config.evaluation.every_steps = 2
     config.evaluation.num_problems = 8
-    config.checkpoint.every_steps = 1
     config.num_devices = 1
     return config
 """
