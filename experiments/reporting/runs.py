@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,6 +13,7 @@ from experiments.files import runs_below
 Row = dict[str, Any]
 NOT_SET = "(not set)"
 _MAX_HINTS = 5
+_MOST = 1e100  # no measurement; sums of larger numbers, and axes that hold them, overflow
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,13 +82,13 @@ def short_names(paths: Sequence[pathlib.Path]) -> list[str]:
 
 
 def value_of(row: Row, name: str) -> float | None:
-    """A finite number of a row or of its machine part; None for anything else."""
+    """A number of a row or of its machine part that can be added up and drawn; None for anything else."""
     machine = row.get(MACHINE_KEY)
     value = row.get(name, machine.get(name) if isinstance(machine, dict) else None)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
-        return float(value) if math.isfinite(value) else None
+        return float(value) if abs(value) < _MOST else None
     except OverflowError:
         return None
 

@@ -79,7 +79,7 @@ def test_names_cannot_turn_the_writing_or_move_the_cursor():
     assert short_names([pathlib.Path("/runs/a\x1b[2J\u202eb\ud800")]) == [r"a\x1b[2J\u202eb\ud800"]
 
 
-@pytest.mark.parametrize("value", [None, True, "1", [1], float("nan"), float("inf"), 10**400])
+@pytest.mark.parametrize("value", [None, True, "1", [1], float("nan"), float("inf"), 10**400, -1e300])
 def test_what_is_no_finite_number_has_no_value(value):
     assert value_of({"kind": "train", "step": 1, "x": value, "machine": {"y": value}}, "x") is None
     assert value_of({"kind": "train", "step": 1, "machine": {"x": value}}, "x") is None
