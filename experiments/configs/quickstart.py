@@ -19,7 +19,7 @@ def get_config(variant: str = "deepsearch") -> ConfigDict:
         raise ValueError(f"quickstart has no variant {variant!r}; choose one of {', '.join(VARIANTS)}")
     config = to_config(RunSettings())
 
-    # Warm start: the rate falls along a cosine, so that the last steps hardly move and a change of rounding changes little.
+    # Warm start: the rate falls along a cosine; the last steps hardly move, and a change of rounding changes little.
     short, chains = (1, 2, 3), (1, 2, 3, 4, 5)
     noise = {"plus_noise": 0.2, "minus_noise": 0.35}
     config.task.arithmetic.warm_start_stages = tuple(
