@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -129,6 +130,19 @@ def test_another_step_and_the_best_one(workdir, tmp_path):
     assert not all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
     with pytest.raises(ValueError, match=r"--step=7: there are checkpoints of the steps \[0, 1, 2\]"):
         load_saved(workdir, "7")
+
+
+def test_only_damage_of_the_checkpoint_that_is_read_matters(workdir, tmp_path, capsys):
+    copy = tmp_path / "run"
+    shutil.copytree(workdir, copy)
+    oldest, *_, newest = sorted((copy / "checkpoints").iterdir(), key=lambda path: int(path.name))
+    (oldest / "record" / "metadata").write_text("{")
+    assert load_saved(copy).step == 2
+    with pytest.raises(ValueError, match=r"--step=0: there are checkpoints of the steps \[1, 2\]"):
+        load_saved(copy, "0")
+    (newest / "record" / "metadata").unlink()
+    assert export.main([str(copy), "--out", str(tmp_path / "out")]) == 2
+    assert f"checkpoint {newest} cannot be read" in capsys.readouterr().err
 
 
 def test_weights_in_another_dtype(workdir, exported, tmp_path):

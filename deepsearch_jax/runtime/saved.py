@@ -103,7 +103,14 @@ def _choose(workdir: pathlib.Path, which: str) -> tuple[dict[str, Any], pathlib.
     """Record and directory of the checkpoint that is asked for."""
     folder = workdir / "checkpoints"
     numbers = sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit()) if folder.is_dir() else []
-    records = {number: _read_record(folder / str(number)) for number in numbers}
+    records: dict[int, dict[str, Any]] = {}
+    for number in numbers:
+        try:
+            records[number] = _read_record(folder / str(number))
+        except ValueError:
+            # An older one that is damaged, or that the run removes at this moment, is in nobody's way.
+            if number == numbers[-1]:
+                raise
     if not records:
         raise ValueError(f"{workdir} has no checkpoint yet; wait until the run has saved one (checkpoint.every_steps)")
     steps = {int(record["position"]["step"]): number for number, record in records.items()}  # the last of a step
