@@ -1,7 +1,6 @@
 """reasoning-gym datasets from outside: problems drawn in a process of their own, answers scored in worker processes."""
 
 import json
-import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from deepsearch_jax.verify.verdict import Status
 
 ANSWERS = ("tag", "box", "all")
 MAX_ANSWER = 20_000  # characters; a longer answer is none
-_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+_BEGIN, _END = "<answer>", "</answer>"
 
 
 class GymItem(NamedTuple):
@@ -65,10 +64,17 @@ def find_answer(response: str, how: str) -> str | None:
     elif how == "box":
         answer = last_complete_box(response)
     else:
-        tags = _TAG.findall(response)
-        answer = tags[-1] if tags else None
+        answer = _last_tag(response)
     answer = answer.strip() if answer is not None else ""
     return answer if answer and len(answer) <= MAX_ANSWER else None
+
+
+def _last_tag(response: str) -> str | None:
+    """What the last complete <answer> tag holds; one pass, however many tags a response begins and never ends."""
+    found, place = None, 0
+    while (begin := response.find(_BEGIN, place)) >= 0 and (end := response.find(_END, begin)) >= 0:
+        found, place = response[begin + len(_BEGIN) : end], end + len(_END)
+    return found
 
 
 class GymPool(VerifierPool):

@@ -16,8 +16,9 @@ from deepsearch_jax.verify.worker import Guard, serve
 
 _MAX_SOURCE = 4000  # characters of text that may be compiled
 _NUMBERS = frozenset(("Integer", "Float", "Rational", "Symbol"))  # what sympy's parser writes around literals
+_OF_THE_LIBRARY = frozenset(("from sympy import *",))  # what sympy's parser runs before it reads a text
 _PLAIN = (
-    ast.Expression, ast.Module, ast.Expr, ast.Constant, ast.Tuple, ast.List, ast.Set, ast.Dict, ast.Load, ast.BinOp,
+    ast.Expression, ast.Constant, ast.Tuple, ast.List, ast.Set, ast.Dict, ast.Load, ast.BinOp,
     ast.UnaryOp, ast.operator, ast.unaryop,
 )  # fmt: skip
 
@@ -26,10 +27,14 @@ def is_plain(source: str) -> bool:
     """Whether the text holds literals, lists of them and arithmetic, and nothing that could be called or looked up."""
     if len(source) > _MAX_SOURCE:
         return False
+    if source in _OF_THE_LIBRARY:
+        return True
     try:
         tree = ast.parse(source.strip(), mode="eval")
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return True  # the compilation that is asked for fails by itself
+    except (SyntaxError, ValueError):
+        return not _are_statements(source)  # otherwise the compilation that is asked for fails by itself
+    except (RecursionError, MemoryError):
+        return False  # too deep to look at, which does not say that it is too deep to run
     names = {id(n.func) for n in ast.walk(tree) if isinstance(n, ast.Call) and not n.keywords}
     for node in ast.walk(tree):
         if isinstance(node, ast.Name):
@@ -37,6 +42,17 @@ def is_plain(source: str) -> bool:
                 return False
         elif not isinstance(node, (*_PLAIN, ast.Call)):
             return False
+    return True
+
+
+def _are_statements(source: str) -> bool:
+    """Whether a text that is no expression could be run all the same."""
+    try:
+        ast.parse(source)
+    except (SyntaxError, ValueError):
+        return False
+    except (RecursionError, MemoryError):
+        pass
     return True
 
 

@@ -116,8 +116,10 @@ def _limit(memory_mb: int) -> None:
 def _limit_processor_time(seconds: float) -> None:
     """The kernel ends a question that overran even if the pool is gone and the interpreter cannot react."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
-    soft = int(usage.ru_utime + usage.ru_stime + seconds) + 2
-    resource.setrlimit(resource.RLIMIT_CPU, (soft, resource.RLIM_INFINITY))
+    soft, hard = int(usage.ru_utime + usage.ru_stime + seconds) + 2, resource.getrlimit(resource.RLIMIT_CPU)[1]
+    if hard != resource.RLIM_INFINITY:  # as after `ulimit -t`: it can be kept or lowered, not raised
+        soft = min(soft, hard)
+    resource.setrlimit(resource.RLIMIT_CPU, (soft, hard))
 
 
 def warm_up() -> Any:

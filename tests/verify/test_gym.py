@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 
 import pytest
 
@@ -80,6 +81,10 @@ def test_answers_get_the_librarys_own_score(parts, tmp_path):
         ("[1][0]", False),
         ("f'{1}'", False),
         ("a := 1", True),
+        ("from sympy import *", True),
+        ("import os", False),  # no expression, but it runs
+        ("a = len('x')\nb = 2", False),
+        ("-" * 3900 + "1 + f(1)", False),  # too deep for the syntax tree, not for the compiler
         ("1 if 2 else 3", False),
         ("1+" * 3000 + "1", False),
     ],
@@ -100,6 +105,17 @@ def test_where_the_answer_stands():
     assert [find_answer(text, how) for how in ("tag", "box", "all")] == ["2", "3", text]
     assert [find_answer("none", how) for how in ("tag", "box")] == [None, None]
     assert find_answer("x" * 30_000, "all") is None
+    assert (
+        find_answer("<answer>1 <answer>2</answer> <answer></answer><answer>3", "tag") is None
+    )  # the last one is empty
+    assert find_answer("<answer>1 <answer>2</answer> 3</answer><answer>4", "tag") == "1 <answer>2"
+
+
+def test_tags_that_never_end_cost_one_pass():
+    """Each of them looked for its end up to the end of the text: more than a minute of the asking thread."""
+    begin = time.process_time()
+    assert find_answer("<answer>" * 50_000, "tag") is None
+    assert time.process_time() - begin < 0.5
 
 
 @pytest.mark.parametrize(

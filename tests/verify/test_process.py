@@ -83,6 +83,21 @@ def test_a_worker_that_never_gets_ready_is_an_error_not_a_late_answer(monkeypatc
         assert pool.stats.timeouts == 0
 
 
+def test_a_limit_on_processor_time_that_was_there_before_is_kept(monkeypatch):
+    """As under `ulimit -t` of a batch system: raising it is refused, and every check was an error for that."""
+    limited = ["bash", "-c", 'ulimit -t 300; exec "$@"', "bash", *process.worker_command()]
+    monkeypatch.setattr(process, "worker_command", lambda: limited)
+    worker = WorkerProcess(512)
+    try:
+        assert worker.ask(HARD[0][7:-1], HARD[1], 20.0).equal is True
+        with open(f"/proc/{worker.pid}/limits", encoding="ascii") as file:
+            (limit,) = [line.split()[3:5] for line in file if line.startswith("Max cpu time")]
+    finally:
+        worker.kill()
+    assert limit[1] == "300"
+    assert int(limit[0]) < 60
+
+
 def test_a_reply_is_checked_field_by_field():
     good = {"equal": True, "memory_mb": 80, "refused": 0, "events": {"import": 2}}
     assert Reply.of(good) == Reply(True, 80, 0, {"import": 2})
