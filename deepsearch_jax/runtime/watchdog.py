@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 # Status of a process that the watchdog ended: EX_TEMPFAIL of sysexits.h, "try again later".
 STALLED_STATUS = 75
+_REPORT_SECONDS = 30.0  # what the report may take before a process that is to be ended is ended without it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,15 +82,26 @@ class Watchdog:
 
     def _watch(self) -> None:
         limit, told_of = self._settings.stall_seconds, 0.0
-        while not self._is_over.wait(min(limit / 4, 10.0)):
+        interval = min(limit / 4, 10.0)
+        before, asleep, of = time.monotonic(), 0.0, 0.0
+        while not self._is_over.wait(interval):
             phase, since = self._pulse.last
-            silence = time.monotonic() - since
+            now = time.monotonic()
+            asleep = asleep if since == of else 0.0
+            # A process that was stopped (SIGSTOP, a suspended job) did not stall: its watchdog slept as well.
+            asleep += max(now - max(before, since) - 2 * interval, 0.0)
+            before, of, silence = now, since, now - since - asleep
             if silence < limit or since == told_of:  # a stall is told once
                 continue
             told_of = since
-            self._report(phase, silence)
-            if self._settings.abort:
-                self._leave(STALLED_STATUS)
+            if not self._settings.abort:
+                self._report(phase, silence)
+                continue
+            # What the run waits for (a disk, a pipe that nobody reads, the terminal's lock) may hold the report too.
+            report = threading.Thread(target=self._report, args=(phase, silence), name="watchdog report", daemon=True)
+            report.start()
+            report.join(timeout=_REPORT_SECONDS)
+            self._leave(STALLED_STATUS)
 
     def _report(self, phase: str, silence: float) -> None:
         line = f"stalled: nothing has moved in {phase} for {silence:.0f}s"

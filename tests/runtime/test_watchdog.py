@@ -1,17 +1,22 @@
 """A stall is named with its phase and the stacks of the threads, once; a run that moves on is left alone."""
 
 import dataclasses
+import signal
+import subprocess
 import sys
+import textwrap
 import threading
 import time
 
 import pytest
 
 from deepsearch_jax.runtime import run
+from deepsearch_jax.runtime import watchdog as watchdog_module
 from deepsearch_jax.runtime.progress import Reporter
 from deepsearch_jax.runtime.settings import RoundSettings
 from deepsearch_jax.runtime.trainer import Trainer
 from deepsearch_jax.runtime.watchdog import STALLED_STATUS, Watchdog, WatchdogSettings
+from tests.conftest import REPOSITORY
 from tests.runtime.conftest import tiny_settings
 
 
@@ -78,6 +83,54 @@ def test_a_run_that_moves_on_is_left_alone(tmp_path):
     watchdog.stop()
     assert told == []
     assert not (tmp_path / "stall.txt").exists()
+
+
+def test_a_process_that_was_stopped_did_not_stall(tmp_path):
+    """As `scontrol suspend` does to a job: the clock went on, and nobody could move."""
+    program = textwrap.dedent(f"""
+        import pathlib, time
+        from deepsearch_jax.runtime.watchdog import Pulse, Watchdog, WatchdogSettings
+        pulse = Pulse()
+        pulse.beat("rollout")
+        tell = lambda line: print(line, flush=True)
+        Watchdog(WatchdogSettings(stall_seconds=4.0, abort=True), pulse, pathlib.Path({str(tmp_path)!r}) / "s", tell).start()
+        print("ready", flush=True)
+        time.sleep(2)
+        pulse.beat("update")
+        print("moved", flush=True)
+        time.sleep(30)
+    """)
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, cwd=REPOSITORY)
+    try:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(6)
+        process.send_signal(signal.SIGCONT)
+        assert process.stdout.readline() == "moved\n"
+        begin = time.monotonic()
+        assert "nothing has moved in update" in process.stdout.readline()  # a stall after that is found
+        assert 2 < time.monotonic() - begin < 20
+        assert process.wait(20) == STALLED_STATUS
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def test_a_report_that_hangs_does_not_keep_the_process(tmp_path, monkeypatch):
+    """The run hangs because nobody reads its terminal: nor can the watchdog write to it."""
+    monkeypatch.setattr(watchdog_module, "_REPORT_SECONDS", 0.3)
+    until, left = threading.Event(), []
+    watchdog = Watchdog(
+        WatchdogSettings(stall_seconds=0.2, abort=True), Reporter().pulse, tmp_path / "stall.txt",
+        lambda line: until.wait(30), leave=left.append,
+    )  # fmt: skip
+    watchdog.start()
+    try:
+        wait_for(lambda: left == [STALLED_STATUS])
+    finally:
+        until.set()
+        watchdog.stop()
 
 
 def test_a_disk_that_cannot_be_written_is_told_too(tmp_path):
