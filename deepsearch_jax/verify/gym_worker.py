@@ -15,7 +15,12 @@ from deepsearch_jax.verify.gym_problems import open_dataset, unpacked
 from deepsearch_jax.verify.worker import Guard, serve
 
 _MAX_SOURCE = 4000  # characters of text that may be compiled
-_NUMBERS = frozenset(("Integer", "Float", "Rational", "Symbol"))  # what sympy's parser writes around literals
+# What may be called: what sympy's parser writes around literals, and functions of numbers and variables.
+_FUNCTIONS = frozenset((
+    "Integer", "Float", "Rational", "Symbol", "sqrt", "exp", "log", "Abs", "sin", "cos", "tan", "cot", "sec", "csc",
+    "asin", "acos", "atan", "acot", "sinh", "cosh", "tanh", "asinh", "acosh", "atanh",
+))  # fmt: skip
+_MAX_NAME = 1  # letters of a variable, or of a constant as E and I
 _OF_THE_LIBRARY = frozenset(("from sympy import *",))  # what sympy's parser runs before it reads a text
 _PLAIN = (
     ast.Expression, ast.Constant, ast.Tuple, ast.List, ast.Set, ast.Dict, ast.Load, ast.BinOp,
@@ -24,7 +29,8 @@ _PLAIN = (
 
 
 def is_plain(source: str) -> bool:
-    """Whether the text holds literals, lists of them and arithmetic, and nothing that could be called or looked up."""
+    """Whether the text holds literals, lists of them, variables of one letter, arithmetic and the functions above, and
+    nothing else that could be called or looked up."""
     if len(source) > _MAX_SOURCE:
         return False
     if source in _OF_THE_LIBRARY:
@@ -35,10 +41,11 @@ def is_plain(source: str) -> bool:
         return not _are_statements(source)  # otherwise the compilation that is asked for fails by itself
     except (RecursionError, MemoryError):
         return False  # too deep to look at, which does not say that it is too deep to run
-    names = {id(n.func) for n in ast.walk(tree) if isinstance(n, ast.Call) and not n.keywords}
+    called = {id(n.func) for n in ast.walk(tree) if isinstance(n, ast.Call) and not n.keywords}
     for node in ast.walk(tree):
         if isinstance(node, ast.Name):
-            if id(node) not in names or node.id not in _NUMBERS:
+            is_called = id(node) in called
+            if node.id not in _FUNCTIONS if is_called else len(node.id) > _MAX_NAME:
                 return False
         elif not isinstance(node, (*_PLAIN, ast.Call)):
             return False

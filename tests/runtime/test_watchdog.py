@@ -93,7 +93,8 @@ def test_a_process_that_was_stopped_did_not_stall(tmp_path):
         pulse = Pulse()
         pulse.beat("rollout")
         tell = lambda line: print(line, flush=True)
-        Watchdog(WatchdogSettings(stall_seconds=4.0, abort=True), pulse, pathlib.Path({str(tmp_path)!r}) / "s", tell).start()
+        settings, path = WatchdogSettings(stall_seconds=4.0, abort=True), pathlib.Path({str(tmp_path)!r}) / "s"
+        Watchdog(settings, pulse, path, tell).start()
         print("ready", flush=True)
         time.sleep(2)
         pulse.beat("update")

@@ -67,6 +67,15 @@ def test_answers_get_the_librarys_own_score(parts, tmp_path):
         assert pool.score([("", item.entry)])[0].status is Status.NO_ANSWER
 
 
+def test_formulas_with_variables_and_functions_get_their_score():
+    """The library's own answers to these were refused, so nothing could be right."""
+    for dataset in ("simple_integration", "intermediate_integration"):
+        (item,) = draw_items(dataset, {}, [(2, 1)])[0]
+        with GymPool(dataset, {}, item, "all", num_workers=1, deadline_s=10.0, memory_mb=1024) as pool:
+            verdicts = pool.score([(item.answer, item.entry), (item.answer + " + x", item.entry)])
+            assert ([verdict.score for verdict in verdicts], pool.stats.refused) == ([1.0, 0.0], 0)
+
+
 @pytest.mark.parametrize(
     ("source", "expected"),
     [
@@ -74,7 +83,12 @@ def test_answers_get_the_librarys_own_score(parts, tmp_path):
         ("[['a', 1], (2, 3), {4}]", True),
         ("-1 ** 2 // 3", True),
         ("1 + (", True),  # compiling it fails by itself
+        ("-Integer (5 )*x **Integer (9 )*sqrt (x )+C ", True),
         ("f(1)", False),
+        ("x(1)", False),
+        ("S('1')", False),
+        ("sqrt(x=1)", False),
+        ("xy", False),
         ("Integer", False),
         ("Symbol('x', commutative=False)", False),
         ("(1).real", False),
