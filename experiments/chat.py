@@ -21,7 +21,7 @@ from deepsearch_jax.runtime import (
     search_settings,
     visible,
 )
-from experiments.command_line import complain, leave_with
+from experiments.command_line import complain, leave_with, warn
 
 QUIT, RESET = "/quit", "/reset"
 
@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         is_run = (options.place / "checkpoints").is_dir()
-        policy = load_saved(options.place, options.step) if is_run else load_directory(options.place)
+        policy = load_saved(options.place, options.step, warn) if is_run else load_directory(options.place)
         longest = (
             policy.settings.search.max_response_length if policy.settings
             else min(ChatSettings.max_tokens, policy.model.max_position_embeddings // 2)

@@ -40,6 +40,11 @@ def parse(settings: type, argv: list[str]) -> list[str]:
         sys.exit(complain(lines[-1].strip() if "Traceback" in str(error) else " ".join(lines)))
 
 
+def warn(text: str) -> None:
+    """Prints what the user should know of a command that goes on."""
+    print(f"warning: {printable(text)}", file=sys.stderr)
+
+
 def complain(text: str, status: int = 2) -> int:
     """Prints the mistake; returns the exit status. Further lines of the text are indented: none can pass for ours."""
     print("error: " + "\n  ".join(printable(line) for line in text.split("\n")), file=sys.stderr)

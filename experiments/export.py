@@ -7,7 +7,7 @@ import argparse
 import pathlib
 
 from deepsearch_jax.runtime import DTYPES, check_new, export_policy, load_saved
-from experiments.command_line import complain, leave_with
+from experiments.command_line import complain, leave_with, warn
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -19,7 +19,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         check_new(options.out)
-        policy = load_saved(options.workdir, options.step)
+        policy = load_saved(options.workdir, options.step, warn)
         export_policy(
             options.out, policy.model, policy.params, policy.tokenizer, source=policy.source, line_end=policy.line_end,
             dtype=options.dtype,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import json
 import shutil
 
 import jax
@@ -132,17 +133,42 @@ def test_another_step_and_the_best_one(workdir, tmp_path):
         load_saved(workdir, "7")
 
 
-def test_only_damage_of_the_checkpoint_that_is_read_matters(workdir, tmp_path, capsys):
+def test_damage_of_a_checkpoint_that_is_not_read_is_in_nobodys_way(workdir, tmp_path):
     copy = tmp_path / "run"
     shutil.copytree(workdir, copy)
-    oldest, *_, newest = sorted((copy / "checkpoints").iterdir(), key=lambda path: int(path.name))
+    oldest = min((copy / "checkpoints").iterdir(), key=lambda path: int(path.name))
     (oldest / "record" / "metadata").write_text("{")
     assert load_saved(copy).step == 2
-    with pytest.raises(ValueError, match=r"--step=0: there are checkpoints of the steps \[1, 2\]"):
-        load_saved(copy, "0")
-    (newest / "record" / "metadata").unlink()
-    assert export.main([str(copy), "--out", str(tmp_path / "out")]) == 2
-    assert f"checkpoint {newest} cannot be read" in capsys.readouterr().err
+
+
+def damage(directory):
+    """Changes a bit of the largest file, where the parameters are."""
+    path = max((path for path in (directory / "arrays").rglob("*") if path.is_file()), key=lambda p: p.stat().st_size)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_damaged_checkpoint_is_never_read_and_never_touched(workdir, tmp_path, capsys):
+    place = tmp_path / "run"
+    shutil.copytree(workdir, place)
+    numbers = sorted(int(path.name) for path in (place / "checkpoints").iterdir() if path.name.isdigit())
+    damage(place / "checkpoints" / str(numbers[-1]))
+    assert export.main([str(place), "--out", str(tmp_path / "out")]) == 0
+    told = capsys.readouterr().err
+    assert f"warning: checkpoint {numbers[-1]} is damaged: arrays/" in told
+    assert f"Reading {numbers[-2]}" in told
+    _, got = policy.load_pretrained(tmp_path / "out")
+    step = json.loads((place / f"checkpoints/{numbers[-2]}/record/metadata").read_text())["position"]["step"]
+    for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(load_saved(workdir, str(step)).params), strict=True):
+        np.testing.assert_array_equal(one, other)
+    with pytest.raises(ValueError, match=rf"can be used \(checkpoint {numbers[-1]}: arrays/.* was written\)"):
+        load_saved(place, "2")
+    for number in numbers[:-1]:
+        (place / f"checkpoints/{number}/manifest.json").unlink()
+    with pytest.raises(ValueError, match=rf"checkpoint {numbers[0]}: manifest\.json is missing"):
+        load_saved(place)
+    assert sorted(path.name for path in (place / "checkpoints").iterdir()) == sorted(map(str, numbers))
 
 
 def test_weights_in_another_dtype(workdir, exported, tmp_path):

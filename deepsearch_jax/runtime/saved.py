@@ -4,6 +4,7 @@ import functools
 import json
 import logging
 import pathlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +14,7 @@ import orbax.checkpoint as ocp
 from deepsearch_jax.config import from_config
 from deepsearch_jax.data.tokenizers import HFTokenizer, Tokenizer, has_tokenizer
 from deepsearch_jax.policy import ModelConfig, init_params, load_config, load_pretrained, merge
+from deepsearch_jax.runtime.manifest import Damaged, check_files
 from deepsearch_jax.runtime.metrics import read_rows
 from deepsearch_jax.runtime.run import build_model, compute_dtype_of
 from deepsearch_jax.runtime.settings import ModelSettings, RunSettings
@@ -44,18 +46,20 @@ class SavedPolicy(NamedTuple):
     line_end: str = ""
 
 
-def load_saved(workdir: pathlib.Path, which: str = "") -> SavedPolicy:
+def load_saved(workdir: pathlib.Path, which: str = "", tell: Callable[[str], None] = lambda line: None) -> SavedPolicy:
     """The policy of a run.
 
     Args:
       workdir: of the run.
       which: a training step; "best" for the one of the kept checkpoints with the highest held-out pass@1; "" for the
-        newest.
+        newest whose files are what was written.
+      tell: is given a line for every newer checkpoint that is damaged.
     Raises:
-      ValueError: no run or no such checkpoint, one of another version, or problem files and models that are gone.
+      ValueError: no run or no such checkpoint, a damaged one, one of another version, or problem files and models that
+        are gone.
     """
     settings = _settings(workdir)
-    record, directory = _choose(workdir, which)
+    record, directory = _choose(workdir, which, tell)
     task = build_task(settings.task, settings.model.path, settings.seed) if _needs_task(settings) else None
     try:
         if settings.model.path:
@@ -99,20 +103,19 @@ def _needs_task(settings: RunSettings) -> bool:
     return not (settings.model.path and has_tokenizer(settings.model.path))
 
 
-def _choose(workdir: pathlib.Path, which: str) -> tuple[dict[str, Any], pathlib.Path]:
-    """Record and directory of the checkpoint that is asked for."""
+def _choose(workdir: pathlib.Path, which: str, tell: Callable[[str], None]) -> tuple[dict[str, Any], pathlib.Path]:
+    """Record and directory of the checkpoint that is asked for; its files are those that were written."""
     folder = workdir / "checkpoints"
     numbers = sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit()) if folder.is_dir() else []
+    if not numbers:
+        raise ValueError(f"{workdir} has no checkpoint yet; wait until the run has saved one (checkpoint.every_steps)")
     records: dict[int, dict[str, Any]] = {}
+    damages: dict[int, Damaged] = {}
     for number in numbers:
         try:
             records[number] = _read_record(folder / str(number))
-        except ValueError:
-            # An older one that is damaged, or that the run removes at this moment, is in nobody's way.
-            if number == numbers[-1]:
-                raise
-    if not records:
-        raise ValueError(f"{workdir} has no checkpoint yet; wait until the run has saved one (checkpoint.every_steps)")
+        except Damaged as damage:
+            damages[number] = damage
     steps = {int(record["position"]["step"]): number for number, record in records.items()}  # the last of a step
     if which == BEST:
         rows = [row for row in read_rows(workdir / "metrics.jsonl") if row["kind"] == "eval" and row["step"] in steps]
@@ -121,25 +124,41 @@ def _choose(workdir: pathlib.Path, which: str) -> tuple[dict[str, Any], pathlib.
                 f"none of the checkpoints kept (steps {sorted(steps)}) was evaluated; leave out --step for the newest, "
                 "or let the run save where it evaluates (checkpoint.every_steps, checkpoint.keep)"
             )
-        number = steps[max(rows, key=lambda row: (row["pass_at_1"], row["step"]))["step"]]
+        chosen = [steps[max(rows, key=lambda row: (row["pass_at_1"], row["step"]))["step"]]]
     elif which:
         if not which.isdigit() or int(which) not in steps:
-            raise ValueError(f"--step={which}: there are checkpoints of the steps {sorted(steps)}, and {BEST!r}")
-        number = steps[int(which)]
+            broken = f"; damaged: {_list(damages)}" if damages else ""
+            raise ValueError(
+                f"--step={which}: there are checkpoints of the steps {sorted(steps)}, and {BEST!r}{broken}"
+            )
+        chosen = [steps[int(which)]]
     else:
-        number = numbers[-1]
-    return records[number], folder / str(number)
+        chosen = sorted(records, reverse=True)
+    for number in chosen:
+        try:
+            check_files(folder / str(number), contents=True)
+        except Damaged as damage:
+            damages[number] = damage
+            continue
+        for other in sorted(damages, reverse=True):
+            if not which and other > number:
+                tell(f"checkpoint {other} is damaged: {damages[other]}. Reading {number}")
+        return records[number], folder / str(number)
+    raise ValueError(f"no checkpoint in {folder} that was asked for can be used ({_list(damages)})")
+
+
+def _list(damages: dict[int, Damaged]) -> str:
+    return "; ".join(f"checkpoint {number}: {damage}" for number, damage in damages.items())
 
 
 def _read_record(directory: pathlib.Path) -> dict[str, Any]:
-    path = directory / "record" / "metadata"
+    """Raises: Damaged, also where files are missing."""
+    check_files(directory, contents=False)
     try:
-        record = json.loads(path.read_text())
+        record = json.loads((directory / "record" / "metadata").read_text())
         record["position"]["step"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"checkpoint {directory} cannot be read ({error}); it is damaged or of another version"
-        ) from error
+        raise Damaged(f"its record cannot be read ({error})") from error
     return record
 
 
