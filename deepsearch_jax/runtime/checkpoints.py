@@ -117,14 +117,15 @@ class Checkpoints:
             self._saving = number, {} if held_out is None else {"held_out": held_out}
             if held_out is not None:
                 self._held_out[number] = held_out
-            self._manager.save(
-                number,
-                args=ocp.args.Composite(
-                    arrays=ocp.args.StandardSave(arrays),
-                    record=ocp.args.JsonSave({"format": _FORMAT, **record}),
-                ),
-                force=True,
-            )
+            with jax.transfer_guard("allow"):  # a save amid a warm start is no part of its hot steps
+                self._manager.save(
+                    number,
+                    args=ocp.args.Composite(
+                        arrays=ocp.args.StandardSave(arrays),
+                        record=ocp.args.JsonSave({"format": _FORMAT, **record}),
+                    ),
+                    force=True,
+                )
             self._saved_at = time.monotonic()
             if wait:
                 self._manager.wait_until_finished()
@@ -205,17 +206,17 @@ class Checkpoints:
         for damaged, damage in damages.items():
             aside = self._put_aside(damaged)
             tell(f"checkpoint {damaged} is damaged: {damage}. It was moved to {aside}; going on from {number}")
-        for older in numbers[len(damages) + 1 :]:
-            self._look_after(older, tell)
+        for place, older in enumerate(numbers[len(damages) + 1 :], len(damages) + 1):
+            self._look_after(older, tell, may_be_in_removal=place >= self._settings.keep)
         return number
 
-    def _look_after(self, older: int, tell: Callable[[str], None]) -> None:
+    def _look_after(self, older: int, tell: Callable[[str], None], *, may_be_in_removal: bool) -> None:
         """Finishes the removal of an older checkpoint that a killed process began; puts aside a damaged one."""
         directory = self._directory / str(older)
         try:
             check_files(directory, contents=False)
         except Damaged as damage:
-            if damage.is_missing:
+            if damage.is_missing and may_be_in_removal:
                 shutil.rmtree(directory)
                 tell(f"what was left of the old checkpoint {older} was removed ({damage})")
             else:

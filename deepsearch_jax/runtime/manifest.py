@@ -5,6 +5,7 @@ that differ from it, was damaged or half removed later.
 """
 
 import concurrent.futures
+import errno
 import hashlib
 import json
 import os
@@ -17,6 +18,8 @@ FORMAT = 1
 _METADATA, _COMMITTED = "_CHECKPOINT_METADATA", "commit_success.txt"
 _CHANGING_KEY = "commit_timestamp_nsecs"
 _THREADS = 8
+# What reading says of a disk that lost what was written; other errors (no right to read, no network) are no damage.
+_LOST = (errno.EIO, errno.EBADMSG, getattr(errno, "EUCLEAN", errno.EIO))
 
 
 class Damaged(ValueError):
@@ -66,6 +69,15 @@ def check_files(directory: pathlib.Path, *, contents: bool) -> None:
     Raises:
       Damaged: the first file that differs, with what was expected of it.
     """
+    try:
+        _check_files(directory, contents)
+    except OSError as error:
+        if error.errno not in _LOST:
+            raise
+        raise Damaged(f"{error.filename or 'a file'} cannot be read ({error.strerror})") from error
+
+
+def _check_files(directory: pathlib.Path, contents: bool) -> None:
     manifest = _read(directory)
     if not (directory / _COMMITTED).exists():
         raise Damaged(f"{_COMMITTED} is missing", is_missing=True)
@@ -119,8 +131,12 @@ def _read_metadata(directory: pathlib.Path) -> dict[str, Any]:
 
 
 def _sha256(path: pathlib.Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        error.filename = error.filename or str(path)  # reading does not say of what
+        raise
 
 
 def _sum_of(content: dict[str, Any]) -> str:

@@ -53,6 +53,7 @@ class Position:
       alarm_counts: steps in a row beyond the limits of `alarms`, by their names.
       iterator: state of the problem iterator of the current round; empty before its first batch.
       fingerprint: of the training problems.
+      held_out_fingerprint: of the held-out problems; "" in checkpoints of versions that did not look at them.
       base: of the frozen weights where adapters are trained; "" otherwise.
       evidence: fields of a confidence.Evidence, what searches know of confidence; empty before the first step.
     """
@@ -72,5 +73,6 @@ class Position:
     alarm_counts: dict[str, int] = dataclasses.field(default_factory=dict)
     iterator: dict[str, Any] = dataclasses.field(default_factory=dict)
     fingerprint: str = ""
+    held_out_fingerprint: str = ""
     base: str = ""
     evidence: dict[str, float] = dataclasses.field(default_factory=dict)

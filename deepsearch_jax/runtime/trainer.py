@@ -5,6 +5,7 @@ killed and started again repeats the steps after its last checkpoint exactly.
 """
 
 import dataclasses
+import json
 import pathlib
 import time
 from collections.abc import Sequence
@@ -41,6 +42,7 @@ from deepsearch_jax.runtime.rollouts import Group, Purpose, Sampler
 from deepsearch_jax.runtime.settings import RunSettings
 from deepsearch_jax.runtime.state import Position, RunArrays
 from deepsearch_jax.runtime.tasks import Task
+from deepsearch_jax.runtime.workdir import refuse_other_config
 from deepsearch_jax.training import committed
 
 _WARM_START_CHUNK = 50  # supervised steps between two looks at the clock and at stop requests
@@ -61,8 +63,7 @@ class Trainer:
           rollout_mesh: those of this process, where there are several; one process rolls out on `mesh`.
 
         Raises:
-          ValueError: the training problems or frozen weights are not those of the run being resumed, or sizes do not
-            fit.
+          ValueError: settings, problems or frozen weights are not those of the run being resumed, or sizes do not fit.
         """
         self.settings, self.task, self.workdir, self.reporter, self._stop = settings, task, workdir, reporter, stop
         self.problems: list[Problem] = list(task.train_problems)
@@ -80,18 +81,27 @@ class Trainer:
             mesh=rollout_mesh, check_stop=stop.check if is_alone else lambda: None, advance=reporter.advance,
         )  # fmt: skip
         self._sampler.check_fits(settings.evaluation.max_length or settings.search.max_response_length)
-        identity = fingerprint(self.problems)
+        identity, held_out_identity = fingerprint(self.problems), fingerprint(task.eval_problems)
         self.arrays = self._initial_arrays(params, rollout_mesh)
         if self._learner.mesh is None:
             self.arrays = committed(self.arrays)
         base = self._learner.base_fingerprint
-        self.position = Position(fingerprint=identity, base=base)
+        self.position = Position(fingerprint=identity, held_out_fingerprint=held_out_identity, base=base)
         if self._checkpoints.latest is not None:
-            self.position = Position(**self._checkpoints.restore_record()["position"])
+            record = self._checkpoints.restore_record()
+            # config.json may have been removed or written by hand; what the arrays were made with stands beside them.
+            wanted = json.loads(json.dumps(dataclasses.asdict(settings)))
+            refuse_other_config(record["config"], wanted, f"checkpoint {self._checkpoints.latest} in {workdir}")
+            self.position = Position(**record["position"])
             if self.position.fingerprint != identity:
                 raise ValueError(
                     f"the training problems are not those that the run in {workdir} was started with; "
                     "restore the problem files or start in a new workdir"
+                )
+            if self.position.held_out_fingerprint not in ("", held_out_identity):
+                raise ValueError(
+                    f"the held-out problems are not those that the run in {workdir} was started with, so its "
+                    "evaluations could not be compared; restore the problem files or start in a new workdir"
                 )
             if self.position.base != base:
                 raise ValueError(

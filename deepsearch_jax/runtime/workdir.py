@@ -65,6 +65,12 @@ class Workdir:
         except BlockingIOError:
             self._lock.close()
             raise ValueError(f"workdir {self.path} is in use by another run; stop that one or choose another") from None
+        except OSError as error:  # some network file systems have no locks
+            self._lock.close()
+            raise ValueError(
+                f"workdir {self.path} cannot be locked ({error.strerror}), so that two runs could write into it; "
+                "choose one on a file system with locks"
+            ) from error
 
     def check_config(self, config: dict[str, Any], free_keys: tuple[str, ...] = FREE_KEYS) -> None:
         """Checks that the config is that of the run being resumed, if there is one.
@@ -85,12 +91,7 @@ class Workdir:
                     f"{path} is damaged ({error}); restore it from a copy (every checkpoint holds the config in "
                     "checkpoints/NUMBER/record) or start in a new workdir"
                 ) from None
-            differing = [key for key in differing_keys(saved, wanted) if not key.split(":")[0].startswith(free_keys)]
-            if differing:
-                raise ValueError(
-                    f"workdir {self.path} holds a run of another config; choose another workdir or undo these changes: "
-                    + "; ".join(differing)
-                )
+            refuse_other_config(saved, wanted, f"workdir {self.path}", free_keys)
 
     def record_config(self, config: dict[str, Any]) -> None:
         """Saves the resolved config and the package versions; called once the run is known to start."""
@@ -103,6 +104,26 @@ class Workdir:
     def close(self) -> None:
         if self._lock is not None:
             self._lock.close()
+
+
+def refuse_other_config(
+    saved: dict[str, Any], wanted: dict[str, Any], where: str, free_keys: tuple[str, ...] = FREE_KEYS
+) -> None:
+    """Compares two configs, both as JSON has them.
+
+    Args:
+      where: what holds the saved one, for the message.
+      free_keys: beginnings of the dotted names that may differ.
+
+    Raises:
+      ValueError: they differ; the message lists the keys.
+    """
+    differing = [key for key in differing_keys(saved, wanted) if not key.split(":")[0].startswith(free_keys)]
+    if differing:
+        raise ValueError(
+            f"{where} holds a run of another config; choose another workdir or undo these changes: "
+            + "; ".join(differing)
+        )
 
 
 class WorkdirError(RuntimeError):
@@ -134,5 +155,8 @@ def explain_unwritable(path: pathlib.Path) -> Iterator[None]:
 def write_json(path: pathlib.Path, value: Any) -> None:
     """Writes JSON so that a reader sees the old file or the new one, never half of it."""
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(json.dumps(value, indent=2) + "\n")
+        file.flush()
+        os.fsync(file.fileno())  # or a loss of power may leave an empty file under the new name
     os.replace(temporary, path)

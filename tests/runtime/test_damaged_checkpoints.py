@@ -1,5 +1,7 @@
 """Files that change under a checkpoint: the one before it or a clear error, never other weights."""
 
+import errno
+import hashlib
 import json
 import os
 import shutil
@@ -60,10 +62,10 @@ def delete(path):
     path.unlink()
 
 
-def restored(workdir):
+def restored(workdir, settings=SETTINGS):
     """Number and arrays of the checkpoint that a start takes, and the lines it tells."""
     told = []
-    checkpoints = Checkpoints(workdir, SETTINGS, told.append)
+    checkpoints = Checkpoints(workdir, settings, told.append)
     try:
         number = checkpoints.latest
         assert checkpoints.restore_record()["position"] == number
@@ -162,11 +164,42 @@ def test_the_removal_of_an_old_checkpoint_is_finished(saved, tmp_path):
     shutil.copytree(saved, tmp_path / "run")
     for name in ("record/metadata", "commit_success.txt"):
         (tmp_path / "run/checkpoints/1" / name).unlink()
-    number, arrays, told = restored(tmp_path / "run")
+    number, arrays, told = restored(tmp_path / "run", CheckpointSettings(keep=1))
     assert number == 2
     assert_state(arrays, 2)
     assert "what was left of the old checkpoint 1 was removed" in told[0]
     assert not (tmp_path / "run/checkpoints/1").exists()
+
+
+def test_an_old_checkpoint_that_nobody_was_removing_is_never_deleted(saved, tmp_path):
+    """With keep=3 both stay, so a file that is missing was lost in another way and the rest may be of use."""
+    shutil.copytree(saved, tmp_path / "run")
+    (tmp_path / "run/checkpoints/1/manifest.json").unlink()
+    number, _, told = restored(tmp_path / "run")
+    assert number == 2
+    assert "the old checkpoint 1 is damaged: manifest.json is missing" in told[0]
+    assert (tmp_path / "run/checkpoints/damaged/1/record/metadata").exists()
+
+
+@pytest.mark.parametrize(("number", "is_damage"), [(errno.EIO, True), (errno.EACCES, False)])
+def test_a_disk_that_lost_a_file_is_damage_and_a_missing_right_is_none(saved, tmp_path, monkeypatch, number, is_damage):
+    shutil.copytree(saved, tmp_path / "run")
+
+    def file_digest(file, kind):
+        if "/checkpoints/2/" in file.name:
+            raise OSError(number, os.strerror(number))
+        return plain(file, kind)
+
+    plain = hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", file_digest)
+    if not is_damage:
+        with pytest.raises(PermissionError, match="checkpoints/2/"):
+            Checkpoints(tmp_path / "run", SETTINGS)
+        assert (tmp_path / "run/checkpoints/2").is_dir()
+        return
+    found, _, told = restored(tmp_path / "run")
+    assert found == 1
+    assert "cannot be read (Input/output error)" in told[0]
 
 
 def test_an_old_checkpoint_that_was_cut_is_put_aside(saved, tmp_path):

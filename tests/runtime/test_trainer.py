@@ -264,6 +264,20 @@ def test_a_finished_run_does_nothing_more(whole, tmp_path):
 def test_other_problems_than_at_the_start_are_refused(whole):
     with pytest.raises(ValueError, match="training problems are not those"):
         make_trainer(whole[0], task=ParityTask(num_problems=11))
+    task = ParityTask()
+    task.eval_problems = [dataclasses.replace(problem, question="77") for problem in task.eval_problems]
+    with pytest.raises(ValueError, match="held-out problems are not those"):
+        make_trainer(whole[0], task=task)
+
+
+def test_the_config_in_the_checkpoint_is_compared(whole):
+    """Also where config.json was removed or changed by hand."""
+    other = dataclasses.replace(SETTINGS, loss=dataclasses.replace(SETTINGS.loss, dual_clip=3.0), num_devices=0)
+    with pytest.raises(
+        ValueError, match=r"checkpoint \d+ in .* holds a run of another config.*loss\.dual_clip"
+    ) as error:
+        make_trainer(whole[0], settings=other)
+    assert "num_devices" not in str(error.value)  # it may change
 
 
 @pytest.mark.parametrize("method", ["grpo", "dapo"])
@@ -410,7 +424,7 @@ def test_a_run_with_spread_parameters_resumes_on_one_device_as_it_would_have_gon
         for name in ("loss", "grad_norm", "reward", "generated_tokens", "trained_tokens"):
             if first.get(name) is not None:
                 np.testing.assert_allclose(first[name], second[name], rtol=1e-4, atol=1e-6, err_msg=name)
-    longer = dataclasses.replace(one, rounds=dataclasses.replace(rounds, steps_per_round=3))
+    longer = dataclasses.replace(one, rounds=dataclasses.replace(rounds, num_rounds=2))
     resumed = make_trainer(tmp_path / "spread", longer)
     assert resumed.position.step == 2
     chex.assert_trees_all_close(resumed.arrays.train.params, alone.arrays.train.params, rtol=1e-3, atol=1e-5)

@@ -20,6 +20,15 @@ def test_a_second_run_in_the_same_workdir_is_refused(tmp_path):
     Workdir(tmp_path / "run").close()
 
 
+def test_a_file_system_without_locks_is_a_clear_error(tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.raises(ValueError, match=r"cannot be locked .* choose one on a file system with locks"):
+        Workdir(tmp_path / "run")
+
+
 def test_config_and_versions_are_written_down(tmp_path):
     place = Workdir(tmp_path)
     place.record_config({"seed": 1, "search": {"max_depth": 3, "names": ("a",)}})
