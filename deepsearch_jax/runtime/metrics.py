@@ -33,7 +33,7 @@ class MetricsWriter:
           note: tells the user what a logger lacks.
 
         Raises:
-          ValueError: there are fewer rows.
+          ValueError: there are fewer rows, or one of them is damaged.
         """
         self.path = workdir / "metrics.jsonl"
         self.num_rows = num_rows
@@ -43,9 +43,9 @@ class MetricsWriter:
                 f"{self.path} has {len(kept)} rows but the checkpoint was written after {num_rows}; "
                 "it was changed by hand. Restore the file or start in a new workdir"
             )
+        rows = _parsed(self.path, kept)
         _replace_file(self.path, "".join(kept))
         self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (closed in close())
-        rows = [json.loads(line) for line in kept]
         self._loggers = open_loggers(loggers or LoggerSettings(), workdir, rows, config or {}, note)
 
     def write(self, kind: str, step: int, values: dict[str, Any], machine: dict[str, Any]) -> None:
@@ -91,8 +91,12 @@ class SilentMetrics(MetricsWriter):
 
 
 def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
-    """All rows of a metrics.jsonl; an unfinished last line (the process was killed in it) is left out."""
-    return [json.loads(line) for line in _first_rows(path, None)]
+    """All rows of a metrics.jsonl; an unfinished last line (the process was killed in it) is left out.
+
+    Raises:
+      ValueError: one of them is damaged.
+    """
+    return _parsed(path, _first_rows(path, None))
 
 
 def plain(value: Any) -> Any:
@@ -113,8 +117,21 @@ def plain(value: Any) -> Any:
 def _first_rows(path: pathlib.Path, count: int | None) -> list[str]:
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [line for line in lines if line.endswith("\n")][:count]
+    # Bytes that are no text are damage, of which `_parsed` tells the line. What follows the last line end is no row.
+    lines = path.read_bytes().decode("utf-8", errors="replace").split("\n")[:-1]
+    return [line + "\n" for line in lines][:count]
+
+
+def _parsed(path: pathlib.Path, lines: list[str]) -> list[dict[str, Any]]:
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            raise ValueError(
+                f"{path}, line {number} is damaged ({error}); restore the file from a copy or start in a new workdir"
+            ) from None
+    return rows
 
 
 def _replace_file(path: pathlib.Path, text: str) -> None:

@@ -46,6 +46,24 @@ def test_missing_rows_are_a_clear_error(tmp_path):
         MetricsWriter(tmp_path, 2)
 
 
+@pytest.mark.parametrize("byte", [b"\x00", b"\xff", b"\x0c", b"{"])
+def test_a_damaged_row_is_named_and_the_file_left_as_it_is(tmp_path, byte):
+    writer = MetricsWriter(tmp_path, 0)
+    for step in range(3):
+        writer.write("train", step, {}, {})
+    writer.close()
+    path = tmp_path / "metrics.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(lines[0] + lines[1][:7] + byte + lines[1][8:] + lines[2])
+    before = path.read_bytes()
+    for read in (lambda: read_rows(path), lambda: MetricsWriter(tmp_path, 3)):
+        with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2 is damaged"):
+            read()
+    assert path.read_bytes() == before
+    MetricsWriter(tmp_path, 1).close()  # rows that are dropped may be anything
+    assert len(read_rows(path)) == 1
+
+
 def test_numbers_json_has_no_word_for_become_null():
     assert plain({"a": float("nan"), "b": np.float32("inf"), "c": None, "d": "x", "e": True}) == {
         "a": None, "b": None, "c": None, "d": "x", "e": True,
