@@ -40,9 +40,8 @@ PHASES = (SAVE, VERIFICATION, "update", FIRST_SECOND, "rollout", MANIFEST, RESTO
           BETWEEN, "evaluate", START_UP)  # fmt: skip
 SECOND_KILL = 0.3  # share of the runs that are killed again when they go on
 TIMEOUT_S = 900
-_SAVE_SECONDS = (
-    0.3  # from the begin of a save to the removal of the old checkpoint; the save itself is in the background
-)
+# From the begin of a save to the removal of the old checkpoint; the save itself is in the background.
+_SAVE_SECONDS = 0.3
 _RESTORING = threading.Lock()
 
 # The quick start at a size that takes a few seconds: two rounds of two steps, saved after every step.
