@@ -1,4 +1,4 @@
-"""Stopping a run from outside: the first SIGTERM or Ctrl-C asks, the second insists."""
+"""Stopping a run from outside: SIGTERM or Ctrl-C asks, a second Ctrl-C insists."""
 
 import signal
 import threading

@@ -88,10 +88,10 @@ def test_updates_on_a_mesh_are_those_of_one_device(learned, tmp_path):
 
 
 @pytest.mark.parametrize("int8", [False, True])
-def test_decoding_uses_merged_weights(learned, int8):
+def test_decoding_uses_merged_weights(learned, int8, tmp_path):
     learner, state, _ = learned
     rollout = dataclasses.replace(learner.settings.rollout, int8=int8, unroll_layers="yes")
-    other = Learner(dataclasses.replace(learner.settings, rollout=rollout), MODEL, None, learner._workdir)
+    other = Learner(dataclasses.replace(learner.settings, rollout=rollout), MODEL, None, tmp_path)
     other.init(init_params(MODEL, jax.random.key(0)))
     merged = merge(init_params(MODEL, jax.random.key(0)), state.params, scale=2.0)
     got = other.sampling_params(state)["layers"][0]["mlp"]["up"]["kernel"]
