@@ -146,7 +146,7 @@ def asked(function):
     return [str(part) for part in found.value.args]
 
 
-PROBLEMS = [SimpleNamespace(key=key, id=str(key)) for key in range(8)]
+PROBLEMS = [SimpleNamespace(key=key, id=str(key), component=0) for key in range(8)]
 
 
 def first_question(settings):
@@ -183,7 +183,7 @@ def stub(settings, **more):
                                  fingerprint=""),
         arrays=SimpleNamespace(cache=None, subset=subset, num_correct=jnp.zeros(8, jnp.int32),
                                num_samples=jnp.zeros(8, jnp.int32)),
-        _save=lambda wait: None, _entropy_weight=None, **more,
+        task=SimpleNamespace(mixture=()), _save=lambda wait: None, _entropy_weight=None, **more,
     )  # fmt: skip
 
 

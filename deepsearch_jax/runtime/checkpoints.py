@@ -159,16 +159,21 @@ class Checkpoints:
         Raises:
           CheckpointError: a background save failed.
         """
-        try:
-            self._manager.wait_until_finished()
-        except (OSError, ValueError, RuntimeError) as error:
-            _pass_on_lost_processes(error)
-            raise CheckpointError(self._complaint(None, error)) from error
+        self._do(self._manager.wait_until_finished)
 
     def close(self) -> None:
         """Waits for what is being saved. Raises: CheckpointError as `wait`."""
-        self.wait()
-        self._manager.close()
+        try:
+            self.wait()
+        finally:
+            self._do(self._manager.close)  # may tell of a failed save once more
+
+    def _do(self, action: Callable[[], Any]) -> None:
+        try:
+            action()
+        except (OSError, ValueError, RuntimeError) as error:
+            _pass_on_lost_processes(error)
+            raise CheckpointError(self._complaint(None, error)) from error
 
     def _settle(self, tell: Callable[[str], None]) -> None:
         """Leaves under their numbers only checkpoints that can be used; the first process looks, all take its word."""

@@ -1,5 +1,6 @@
 """Metric rows on disk: one JSON object a line in metrics.jsonl, the same rows for every other logger."""
 
+import contextlib
 import json
 import math
 import os
@@ -46,7 +47,11 @@ class MetricsWriter:
         rows = _parsed(self.path, kept)
         _replace_file(self.path, "".join(kept))
         self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (closed in close())
-        self._loggers = open_loggers(loggers or LoggerSettings(), workdir, rows, config or {}, note)
+        try:
+            self._loggers = open_loggers(loggers or LoggerSettings(), workdir, rows, config or {}, note)
+        except OSError:
+            self._file.close()
+            raise
 
     def write(self, kind: str, step: int, values: dict[str, Any], machine: dict[str, Any]) -> None:
         """Writes one row; `values` repeat exactly in a repeated run, `machine` holds times and memory."""
@@ -65,10 +70,11 @@ class MetricsWriter:
             logger.sync()
 
     def close(self) -> None:
-        self.sync()
-        self._file.close()
-        for logger in self._loggers:
-            logger.close()
+        """Closes the file and all loggers, even where one of them fails. Raises: OSError on a full disk."""
+        with contextlib.ExitStack() as stack:
+            for end in (self._file.close, *(logger.close for logger in self._loggers)):
+                stack.callback(end)
+            self.sync()
 
 
 class SilentMetrics(MetricsWriter):

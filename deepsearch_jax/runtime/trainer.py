@@ -196,11 +196,11 @@ class Trainer:
 
     def close(self) -> None:
         """Closes the files. What had to be on disk is there since `run` ended, or `run` has said why it is not."""
-        try:
-            self._checkpoints.close()
-            self._metrics.close()
-        except (OSError, CheckpointError) as error:
-            self.reporter.line(f"closing the files of {self.workdir}: {error}")
+        for close in (self._checkpoints.close, self._metrics.close):
+            try:
+                close()
+            except (OSError, CheckpointError) as error:
+                self.reporter.line(f"closing the files of {self.workdir}: {error}")
 
     # Phases. Each one leaves `arrays` and `position` at a boundary only when it is complete.
 

@@ -142,8 +142,10 @@ def test_operations_are_those_that_the_compiler_counts_where_nothing_loops():
     shapes = batch_shapes(PlanRows(False, rows, length, 0), None)
     state, update = abstract_state(WIDE, UpdateSettings(), None), UpdateSettings()
     compiled = compile_program(lower_update(state, shapes, log_probs, LossSettings(), update), 1)
-    # What is not a product (norms, softmax, the optimizer) is in the compiler's count alone.
-    assert 1 <= compiled.counted_flops / update_flops(WIDE, rows, length, 0) < 1.15
+    # What is not a product (norms, softmax, the optimizer) is in the compiler's count alone. With a single chunk it may
+    # find that the head is computed twice from the same, and do so once.
+    planned, head = update_flops(WIDE, rows, length, 0), 2 * WIDE.vocab_size * WIDE.hidden_size * rows * length
+    assert planned - head <= compiled.counted_flops < 1.15 * planned
 
 
 @pytest.fixture(scope="module")
