@@ -131,7 +131,8 @@ class Harness:
         if code != -signal.SIGKILL:
             outcome.problems.append(f"ended with {code} where it was to be killed in {phase}: {output[-500:]}")
             return
-        inside = json.loads(report.read_text())["inside"][-1] if report.exists() else phase
+        # Killed between two phases it is inside none.
+        inside = (json.loads(report.read_text())["inside"] or [phase])[-1] if report.exists() else phase
         is_saving = list(workdir.glob("checkpoints/*.orbax-checkpoint-tmp*"))
         outcome.saves_cut += bool(is_saving)
         # A save goes on in the background of other phases.
