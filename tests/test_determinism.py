@@ -36,6 +36,7 @@ def run(monkeypatch, capsys, *arguments):
     return code, json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
+@pytest.mark.slow  # searches in other slots and on other devices are also in runtime/test_slots.py
 def test_trees_are_the_same_on_one_device_and_on_eight(monkeypatch, capsys):
     monkeypatch.setattr(determinism, "WAYS", ())
     monkeypatch.setattr(

@@ -201,6 +201,7 @@ def test_adapters_are_merged_as_the_run_merges_them(tmp_path):
     assert all(np.array_equal(want[name], got[name]) for name in want)
 
 
+@pytest.mark.slow
 def test_a_greedy_answer_is_that_of_whole_rows(workdir, exported, monkeypatch, capsys):
     saved = load_saved(workdir)
     prompt = saved.tokenizer.encode("aab\n")

@@ -63,6 +63,7 @@ def test_what_cannot_be_used_is_refused(buffer, tmp_path):
         tiny_settings(cache=CacheSettings(capacity=0, import_paths=(buffer,)))
 
 
+@pytest.mark.slow
 def test_a_run_starts_with_imported_solutions_and_does_not_search_their_problems(buffer, tmp_path):
     base = tiny_settings()
     settings = dataclasses.replace(
