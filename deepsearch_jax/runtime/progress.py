@@ -136,6 +136,18 @@ class RemainingTime:
         return "?" if left is None else clock(left)
 
 
+def step_line(step: int, values: dict[str, Any], times: dict[str, float], left: str) -> str:
+    """What a log says of a training step: its metrics (`docs/metrics.md`), the seconds of its phases, the time left."""
+    phases = " ".join(f"{k.removeprefix('seconds_')} {v:.1f}s" for k, v in times.items() if k.startswith("seconds"))
+    loss, entropy = ("-" if values[n] is None else f"{values[n]:.3f}" for n in ("loss", "entropy"))
+    return (
+        f"step {step} r{values['round']} | solved {values['solved_share']:.2f} "
+        f"reward {values['reward']:+.2f} loss {loss} entropy {entropy} "
+        f"| cached {values['cached_share']:.2f} dropped {values['dropped_groups']} | {phases} "
+        f"| {times['tokens_per_second']:.0f} tok/s | left {left}"
+    )
+
+
 def peak_memory_gib() -> float:
     """Largest resident size of this process so far, in GiB (host memory; the device's own is not in it)."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import numpy as np
 from flax import struct
 
 from deepsearch_jax.cache import SolutionCache
@@ -76,3 +77,19 @@ class Position:
     held_out_fingerprint: str = ""
     base: str = ""
     evidence: dict[str, float] = dataclasses.field(default_factory=dict)
+
+
+def as_saved(arrays: RunArrays) -> RunArrays:
+    """What all processes of a run hold alike is saved from the host, once; one process saves its arrays as they are."""
+    if jax.process_count() == 1:
+        return arrays
+    own = {
+        name: jax.tree.map(np.asarray, getattr(arrays, name))
+        for name in ("cache", "num_correct", "num_samples", "subset")
+    }
+    return dataclasses.replace(arrays, **own)
+
+
+def placed(restored: Any, sharding: Any) -> jax.Array:
+    """A restored array where the run wants it; those saved from the host come back as numpy arrays."""
+    return restored if isinstance(restored, jax.Array) else jax.device_put(restored, sharding)

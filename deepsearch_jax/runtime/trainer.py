@@ -34,13 +34,13 @@ from deepsearch_jax.runtime.lengths import length_metrics
 from deepsearch_jax.runtime.memory import settle_pool
 from deepsearch_jax.runtime.metrics import MetricsWriter, SilentMetrics
 from deepsearch_jax.runtime.processes import SharedSampler, is_first, rollout_share
-from deepsearch_jax.runtime.progress import RemainingTime, Reporter, peak_memory_gib
+from deepsearch_jax.runtime.progress import RemainingTime, Reporter, peak_memory_gib, step_line
 from deepsearch_jax.runtime.record import Recorder
 from deepsearch_jax.runtime.rollout_metrics import rollout_metrics
 from deepsearch_jax.runtime.rollout_step import StepRollouts, sample_step
 from deepsearch_jax.runtime.rollouts import Group, Purpose, Sampler
 from deepsearch_jax.runtime.settings import RunSettings
-from deepsearch_jax.runtime.state import Position, RunArrays
+from deepsearch_jax.runtime.state import Position, RunArrays, as_saved, placed
 from deepsearch_jax.runtime.tasks import Task
 from deepsearch_jax.runtime.workdir import refuse_other_config
 from deepsearch_jax.training import committed
@@ -133,12 +133,12 @@ class Trainer:
         Args:
           params: those that `arrays` were made of; None where they are still needed.
         """
-        like = shapes_of(_as_saved(arrays))
+        like = shapes_of(as_saved(arrays))
         shardings = jax.tree.map(lambda leaf: leaf.sharding, arrays)
         for leaf in jax.tree.leaves((arrays, params)):
             if isinstance(leaf, jax.Array) and not leaf.is_deleted():
                 leaf.delete()
-        return jax.tree.map(_placed, self._checkpoints.restore_arrays(like), shardings)
+        return jax.tree.map(placed, self._checkpoints.restore_arrays(like), shardings)
 
     def _initial_arrays(self, params: Any, mesh: Mesh | None) -> RunArrays:
         search, cache = self.settings.search, self.settings.cache
@@ -372,7 +372,7 @@ class Trainer:
         self._recorder.write(drawn.groups, {"round": position.round_index, "method": self.settings.method})
         times["tokens_per_second"] = values["step_tokens"] / max(sum(times.values()), 1e-9)
         self._write("train", values, times)
-        self._line(values, times, remaining)
+        self.reporter.line(step_line(position.step, values, times, remaining.text(position.step)))
         for alarm in alarms:
             self.reporter.line(f"warning: {alarm}")
         if alarms and self.settings.alarms.stop:
@@ -471,16 +471,6 @@ class Trainer:
         self.reporter.row(kind, self.position.step, values, machine)
         self.position.num_rows = self._metrics.num_rows
 
-    def _line(self, values: dict[str, Any], times: dict[str, float], remaining: RemainingTime) -> None:
-        phases = " ".join(f"{k.removeprefix('seconds_')} {v:.1f}s" for k, v in times.items() if k.startswith("seconds"))
-        loss, entropy = ("-" if values[n] is None else f"{values[n]:.3f}" for n in ("loss", "entropy"))
-        self.reporter.line(
-            f"step {self.position.step} r{values['round']} | solved {values['solved_share']:.2f} "
-            f"reward {values['reward']:+.2f} loss {loss} entropy {entropy} "
-            f"| cached {values['cached_share']:.2f} dropped {values['dropped_groups']} | {phases} "
-            f"| {times['tokens_per_second']:.0f} tok/s | left {remaining.text(self.position.step)}"
-        )
-
     def _save(self, *, wait: bool) -> None:
         if dataclasses.replace(self.position, saves=self._saved.saves) == self._saved:
             if wait:
@@ -491,25 +481,10 @@ class Trainer:
         record = {"position": dataclasses.asdict(self.position), "config": dataclasses.asdict(self.settings)}
         is_evaluated = self.position.evaluated_step == self.position.step
         self._checkpoints.save(
-            self.position.saves, _as_saved(self.arrays), record, wait=wait,
+            self.position.saves, as_saved(self.arrays), record, wait=wait,
             held_out=self.position.held_out if is_evaluated else None,
         )  # fmt: skip
         self._saved = dataclasses.replace(self.position)
-
-
-def _as_saved(arrays: RunArrays) -> RunArrays:
-    """What all processes of a run hold alike is saved from the host, once; one process saves its arrays as they are."""
-    if jax.process_count() == 1:
-        return arrays
-    own = {
-        name: jax.tree.map(np.asarray, getattr(arrays, name))
-        for name in ("cache", "num_correct", "num_samples", "subset")
-    }
-    return dataclasses.replace(arrays, **own)
-
-
-def _placed(restored: Any, sharding: Any) -> jax.Array:
-    return restored if isinstance(restored, jax.Array) else jax.device_put(restored, sharding)
 
 
 @jax.jit
