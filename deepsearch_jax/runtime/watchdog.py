@@ -89,7 +89,8 @@ class Watchdog:
             now = time.monotonic()
             asleep = asleep if since == of else 0.0
             # A process that was stopped (SIGSTOP, a suspended job) did not stall: its watchdog slept as well.
-            asleep += max(now - max(before, since) - 2 * interval, 0.0)
+            gap = now - max(before, since)
+            asleep += gap - interval if gap > 2 * interval else 0.0
             before, of, silence = now, since, now - since - asleep
             if silence < limit or since == told_of:  # a stall is told once
                 continue

@@ -85,6 +85,7 @@ def test_a_run_that_moves_on_is_left_alone(tmp_path):
     assert not (tmp_path / "stall.txt").exists()
 
 
+@pytest.mark.slow
 def test_a_process_that_was_stopped_did_not_stall(tmp_path):
     """As `scontrol suspend` does to a job: the clock went on, and nobody could move."""
     program = textwrap.dedent(f"""
@@ -93,7 +94,7 @@ def test_a_process_that_was_stopped_did_not_stall(tmp_path):
         pulse = Pulse()
         pulse.beat("rollout")
         tell = lambda line: print(line, flush=True)
-        settings, path = WatchdogSettings(stall_seconds=4.0, abort=True), pathlib.Path({str(tmp_path)!r}) / "s"
+        settings, path = WatchdogSettings(stall_seconds=6.0, abort=True), pathlib.Path({str(tmp_path)!r}) / "s"
         Watchdog(settings, pulse, path, tell).start()
         print("ready", flush=True)
         time.sleep(2)
@@ -105,7 +106,7 @@ def test_a_process_that_was_stopped_did_not_stall(tmp_path):
     try:
         assert process.stdout.readline() == "ready\n"
         process.send_signal(signal.SIGSTOP)
-        time.sleep(6)
+        time.sleep(9)
         process.send_signal(signal.SIGCONT)
         assert process.stdout.readline() == "moved\n"
         begin = time.monotonic()
