@@ -3,6 +3,11 @@
 The same command continues a run that was stopped. SIGTERM (or one Ctrl-C) saves and leaves with status 0.
 """
 
+from experiments.large_pages import begin_again_with_large_pages
+
+if __name__ == "__main__":
+    begin_again_with_large_pages()  # before the imports, which take seconds
+
 import functools
 import os
 import sys

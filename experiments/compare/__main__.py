@@ -3,6 +3,11 @@
 `python -m experiments.compare --report DIR... --output docs/results.md` writes the page of several suites anew.
 """
 
+from experiments.large_pages import begin_again_with_large_pages
+
+if __name__ == "__main__":
+    begin_again_with_large_pages()  # before the imports, which take seconds
+
 import argparse
 import pathlib
 import subprocess
