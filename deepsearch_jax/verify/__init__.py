@@ -3,7 +3,7 @@
 from deepsearch_jax.verify.boxed import BoxedScore, score_boxed
 from deepsearch_jax.verify.equivalence import final_answer, same_answer
 from deepsearch_jax.verify.gym import GymItem, GymPool, draw_items
-from deepsearch_jax.verify.pool import Scorer, VerifierPool, make_scorer, score_math
+from deepsearch_jax.verify.pool import Scorer, VerifierPool, WorkersUnavailable, make_scorer, score_math
 from deepsearch_jax.verify.verdict import ScorerStats, Status, Verdict, VerifySettings
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "Verdict",
     "VerifierPool",
     "VerifySettings",
+    "WorkersUnavailable",
     "draw_items",
     "final_answer",
     "make_scorer",

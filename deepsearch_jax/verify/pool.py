@@ -32,6 +32,10 @@ class Scorer(Protocol):
     def close(self) -> None: ...
 
 
+class WorkersUnavailable(OSError):
+    """Workers are needed and none could ever be started; a run goes no further, since every such answer would fail."""
+
+
 class _Task(NamedTuple):
     answer: str
     ground_truth: str
@@ -47,7 +51,7 @@ class VerifierPool:
 
     Workers are started by the first answer that needs one. `close`, leaving the `with` block, and the end of the
     interpreter end them; they also end by themselves if this process is killed. Questions still open at `close` get
-    a cancelled future.
+    a cancelled future. If none of them ever starts, checks end with `WorkersUnavailable`.
     """
 
     def __init__(
@@ -67,12 +71,15 @@ class VerifierPool:
         self._threads: list[threading.Thread] = []
         self._workers: dict[int, WorkerProcess] = {}
         self._num_waiting = 0  # tasks queued or being worked on
+        self._has_started = False  # a worker, ever
         self._is_closed = False
         _open_pools.add(self)
 
     # Asking ----------------------------------------------------------------------------------------------------------
     def submit(self, response_text: str, ground_truth: str) -> "Future[Verdict]":
         """A future of the verdict on one response; already done if no symbolic check is needed.
+
+        The future itself raises WorkersUnavailable if a check is needed and no worker has ever started.
 
         Raises:
           TypeError: an argument is not text.
@@ -156,6 +163,9 @@ class VerifierPool:
         """Ends the task's future, whatever happens: a caller waits for it, and this thread serves the next ones."""
         try:
             verdict = self._ask(slot, task)
+        except WorkersUnavailable as error:
+            task.future.set_exception(error)
+            return
         except Exception:  # nothing known raises here; a mistake of ours must cost one answer, not the run
             self._drop(slot, restarts=1)
             with self._lock:
@@ -169,13 +179,16 @@ class VerifierPool:
     def _ask(self, slot: int, task: _Task) -> Verdict | None:
         """The verdict of a worker; None if the pool was closed meanwhile."""
         seconds, status, score = task.seconds, Status.ERROR, 0.0
-        for _ in range(2):  # a worker that dies may have been killed from outside: one more try on a fresh one
+        # A worker that dies may have been killed from outside: one more try on a fresh one.
+        for is_last in (False, True):
             try:
                 worker = self._worker(slot)
-            except (WorkerDied, OSError):
+            except (WorkerDied, OSError) as error:
                 self._drop(slot, restarts=1)
                 if self._is_closed:
                     return None
+                if is_last and not self._has_started:
+                    raise self._unavailable(error) from error
                 continue
             begin = time.perf_counter()
             try:
@@ -205,6 +218,12 @@ class VerifierPool:
             self._count(timeouts=status is Status.TIMEOUT, errors=status is Status.ERROR)
         return Verdict(score, status, task.answer, seconds)
 
+    def _unavailable(self, error: Exception) -> "WorkersUnavailable":
+        return WorkersUnavailable(
+            f"no verifier worker could be started ({error or type(error).__name__}), so they cannot check answers; "
+            f"look at the limits of memory and processes here: each worker may take memory_mb={self.settings.memory_mb}"
+        )
+
     def _start_worker(self) -> WorkerProcess:
         return WorkerProcess(self.settings.memory_mb)
 
@@ -218,6 +237,7 @@ class VerifierPool:
         if worker is None:
             worker = self._start_worker()
             with self._lock:
+                self._has_started = True
                 self._workers[slot] = worker
                 is_closed = self._is_closed
             if is_closed:

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from deepsearch_jax.verify import Status, VerifierPool, process
+from deepsearch_jax.verify import Status, VerifierPool, WorkersUnavailable, process
 from deepsearch_jax.verify.process import Overrun, Reply, WorkerDied, WorkerProcess
 from tests.hostile.watch import Canary
 
@@ -75,12 +75,27 @@ def test_a_worker_that_reads_nothing_meets_the_deadline_too(monkeypatch):
     assert time.monotonic() - begin < 5.0
 
 
-def test_a_worker_that_never_gets_ready_is_an_error_not_a_late_answer(monkeypatch):
-    _instead(monkeypatch, "import time; time.sleep(30)")
-    monkeypatch.setattr(process, "STARTUP_SECONDS", 0.3)
+def test_a_worker_that_does_not_get_ready_again_is_an_error_not_a_late_answer(monkeypatch):
     with VerifierPool(num_workers=1) as pool:
+        assert pool.submit(*HARD).result(timeout=60).status is Status.CORRECT
+        _instead(monkeypatch, "import time; time.sleep(30)")
+        monkeypatch.setattr(process, "STARTUP_SECONDS", 0.3)
+        pool._workers[0].interrupt()
         assert pool.submit(*HARD).result(timeout=60).status is Status.ERROR
         assert pool.stats.timeouts == 0
+
+
+@pytest.mark.parametrize("program", ["raise SystemExit(1)", "import time; time.sleep(30)"])
+def test_workers_that_can_never_start_end_the_run_and_not_every_answer(monkeypatch, program):
+    _instead(monkeypatch, program)
+    monkeypatch.setattr(process, "STARTUP_SECONDS", 0.3)
+    with VerifierPool(num_workers=1, memory_mb=640) as pool:
+        for _ in range(2):
+            with pytest.raises(WorkersUnavailable, match=r"no verifier worker could be started \(.+\).*memory_mb=640"):
+                pool.submit(*HARD).result(timeout=60)
+        assert pool.submit(r"\boxed{3}", "3").result(timeout=60).status is Status.CORRECT  # needs none
+        monkeypatch.undo()
+        assert pool.submit(*HARD).result(timeout=60).status is Status.CORRECT
 
 
 def test_a_limit_on_processor_time_that_was_there_before_is_kept(monkeypatch):
