@@ -25,6 +25,7 @@ from deepsearch_jax.runtime import (
     WorkdirError,
     connect,
     run,
+    tells_of_lost_process,
 )
 from experiments.command_line import complain, parse
 
@@ -35,6 +36,8 @@ COORDINATOR = flags.DEFINE_string("coordinator", "", "host:port of process 0, wh
 NUM_PROCESSES = flags.DEFINE_integer("num_processes", 0, "Processes of the run; with --coordinator.")
 PROCESS_ID = flags.DEFINE_integer("process_id", -1, "Number of this process, from 0; with --coordinator.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run: config, metrics, checkpoints, curves.")
+# What a user can mend; a line says how.
+_MISTAKES = (ValueError, OSError, AlarmStop, CheckpointError, TooManySkipped, WorkdirError)
 
 
 def main(argv: list[str]) -> int:
@@ -48,16 +51,15 @@ def main(argv: list[str]) -> int:
         connect(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
         config = CONFIG.value.to_dict()
         run(from_config(RunSettings, config), config, str(WORKDIR.value))
-    except (ValueError, OSError, AlarmStop, CheckpointError, TooManySkipped, WorkdirError) as error:
+    except Exception as error:
         logging.info("the error came from here", exc_info=True)  # shown with --verbosity=0
-        return _leave(complain(str(error)))
-    except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1:
+        if tells_of_lost_process(error):
+            text = str(error).splitlines()[0]
+            return _leave(complain(f"another process of this run has ended or cannot be reached ({text}); start all of "
+                                    "them again with the same commands to go on from the last checkpoint"))  # fmt: skip
+        if not isinstance(error, _MISTAKES):
             raise
-        logging.info("the error came from here", exc_info=True)
-        text = str(error).splitlines()[0]
-        return _leave(complain(f"another process of this run has ended or cannot be reached ({text}); start all of "
-                                "them again with the same commands to go on from the last checkpoint"))  # fmt: skip
+        return _leave(complain(str(error)))
     return 0
 
 

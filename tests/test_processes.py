@@ -8,9 +8,13 @@ import subprocess
 import sys
 import time
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from deepsearch_jax.runtime.checkpoints import CheckpointError, Checkpoints, CheckpointSettings
+from deepsearch_jax.runtime.lost_processes import tells_of_lost_process
 from deepsearch_jax.runtime.metrics import MACHINE_KEY, read_rows
 from deepsearch_jax.runtime.processes import _indexed_job, _is_launched, connect, decode, encode
 from deepsearch_jax.runtime.responses import Group, Response
@@ -102,6 +106,32 @@ def test_two_processes_train_what_one_does_and_survive_a_kill(tmp_path):
     assert len(rows(tmp_path / "stopped")) < len(rows(tmp_path / "one"))
     finish(start(tmp_path, tmp_path / "stopped", 2, *slow))
     assert_same_rows(tmp_path / "stopped", tmp_path / "one")
+
+
+LOST = "UNKNOWN: Gloo AllGather failed: [pair.cc:538] Read error [127.0.0.1]:31145: Connection reset by peer"
+
+
+@pytest.mark.parametrize("kind", [jax.errors.JaxRuntimeError, ValueError, RuntimeError])
+def test_a_collective_that_failed_tells_of_a_lost_process_where_there_are_several(monkeypatch, kind):
+    assert not tells_of_lost_process(kind(LOST))
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    assert tells_of_lost_process(kind(LOST))
+    for text in ("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes", "[Errno 28] No space left on device", "x"):
+        assert not tells_of_lost_process(kind(text))
+
+
+def test_a_save_cut_by_a_lost_process_is_not_called_a_full_disk(monkeypatch, tmp_path):
+    checkpoints = Checkpoints(tmp_path, CheckpointSettings())
+
+    def fail(*arguments: object, **more: object) -> None:
+        raise ValueError(LOST)
+
+    monkeypatch.setattr(checkpoints._manager, "save", fail)
+    with pytest.raises(CheckpointError, match="could not be written"):
+        checkpoints.save(1, {"a": jnp.arange(4)}, {})
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(ValueError, match="Gloo AllGather failed"):
+        checkpoints.save(1, {"a": jnp.arange(4)}, {})
 
 
 LOOKING = """

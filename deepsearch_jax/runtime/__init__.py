@@ -9,6 +9,7 @@ from deepsearch_jax.runtime.evaluate import EvaluationSettings
 from deepsearch_jax.runtime.export import check_new, export_policy
 from deepsearch_jax.runtime.guards import GuardSettings, TooManySkipped
 from deepsearch_jax.runtime.interrupt import Interrupted, StopRequest
+from deepsearch_jax.runtime.lost_processes import tells_of_lost_process
 from deepsearch_jax.runtime.meshes import MeshSettings, build_mesh
 from deepsearch_jax.runtime.printable import printable
 from deepsearch_jax.runtime.processes import connect
@@ -57,5 +58,6 @@ __all__ = [
     "replay_batch",
     "run",
     "search_settings",
+    "tells_of_lost_process",
     "visible",
 ]

@@ -17,6 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from deepsearch_jax.runtime.lost_processes import tells_of_lost_process
 from deepsearch_jax.runtime.manifest import Damaged, check_files, read_facts, write_manifest
 
 T = TypeVar("T")
@@ -130,7 +131,8 @@ class Checkpoints:
             if wait:
                 self._manager.wait_until_finished()
         except (OSError, ValueError, RuntimeError) as error:
-            _pass_on_lost_processes(error)
+            if tells_of_lost_process(error):
+                raise  # no disk is to blame for that
             raise CheckpointError(self._complaint(number, error)) from error
 
     def restore_record(self) -> dict[str, Any]:
@@ -172,7 +174,8 @@ class Checkpoints:
         try:
             action()
         except (OSError, ValueError, RuntimeError) as error:
-            _pass_on_lost_processes(error)
+            if tells_of_lost_process(error):
+                raise  # no disk is to blame for that
             raise CheckpointError(self._complaint(None, error)) from error
 
     def _settle(self, tell: Callable[[str], None]) -> None:
@@ -253,12 +256,6 @@ class Checkpoints:
             f"{which} could not be written ({error}); the last good one is {self.latest}. "
             "Free some space and start the same command again to go on from there"
         )
-
-
-def _pass_on_lost_processes(error: Exception) -> None:
-    """Raises the error again where it says that another process of the run is gone: no disk is to blame for that."""
-    if jax.process_count() > 1 and isinstance(error, jax.errors.JaxRuntimeError):
-        raise error
 
 
 class _Manager(ocp.CheckpointManager):
