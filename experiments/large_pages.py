@@ -9,6 +9,7 @@ import contextlib
 import os
 import pathlib
 import sys
+import threading
 
 _VARIABLE, _SETTING = "GLIBC_TUNABLES", "glibc.malloc.hugetlb=1"
 _PAGES = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
@@ -28,9 +29,11 @@ def are_of_use() -> bool:
 def begin_again_with_large_pages() -> None:
     """Begins the command of this process again with large pages; returns where that is of no use or not allowed.
 
-    Call it before anything is started or printed. `GLIBC_TUNABLES`, set to anything, keeps the process as it is.
+    Call it before anything is started or printed. `GLIBC_TUNABLES`, set to anything, keeps the process as it is. So does
+    one that is more than this command: a notebook or a debugger (threads), a caller that has loaded JAX.
     """
-    if not are_of_use() or not sys.executable or not sys.orig_argv:
+    is_more = threading.active_count() > 1 or "jax" in sys.modules
+    if is_more or not are_of_use() or not sys.executable or not sys.orig_argv:
         return
     with contextlib.suppress(OSError):  # then it is slower, but nothing else
         os.execve(sys.executable, sys.orig_argv, {**os.environ, _VARIABLE: _SETTING})

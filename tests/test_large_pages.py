@@ -4,6 +4,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -11,6 +12,7 @@ from experiments import large_pages
 
 _PROBE = """
 import os, sys
+exec(os.environ.get("PROBE_FIRST", ""))
 print(os.getpid(), os.environ.get("GLIBC_TUNABLES"), sys.argv[1:], flush=True)
 from experiments.large_pages import begin_again_with_large_pages
 begin_again_with_large_pages()
@@ -60,6 +62,14 @@ def test_what_the_user_has_set_stays(tmp_path, value):
     assert lines[1] == "goes on"
 
 
+@pytest.mark.parametrize(
+    "first",
+    ["import threading, time; threading.Thread(target=time.sleep, args=(2,)).start()", "sys.modules['jax'] = os"],
+)
+def test_a_process_that_is_more_than_the_command_stays(tmp_path, first):
+    assert [line for line in _probe(tmp_path, {"PROBE_FIRST": first}) if line != "later"][1:] == ["goes on"]
+
+
 @pytest.mark.parametrize("pages", ["always madvise [never]\n", "[always] madvise never\n", None])
 def test_pages_that_cannot_be_asked_for_are_not_asked_for(tmp_path, monkeypatch, pages):
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
@@ -93,4 +103,8 @@ def test_a_system_that_cannot_begin_again_goes_on(tmp_path, monkeypatch):
         raise OSError("not permitted")
 
     monkeypatch.setattr(os, "execve", execve)
+    monkeypatch.delitem(sys.modules, "jax", raising=False)
+    monkeypatch.setattr(threading, "active_count", lambda: 1)
+    with pytest.raises(OSError, match="not permitted"):
+        os.execve("", [], {})
     large_pages.begin_again_with_large_pages()
