@@ -29,8 +29,8 @@ def are_of_use() -> bool:
 def begin_again_with_large_pages() -> None:
     """Begins the command of this process again with large pages; returns where that is of no use or not allowed.
 
-    Call it before anything is started or printed. `GLIBC_TUNABLES`, set to anything, keeps the process as it is; so does
-    a process that is more than this command: a notebook or a debugger (threads), a caller that has loaded JAX.
+    Call it before anything is started or printed. `GLIBC_TUNABLES`, set to anything, keeps the process as it is. One
+    that is more than this command stays too: a notebook or a debugger (threads), a caller that has loaded JAX.
     """
     is_more = threading.active_count() > 1 or "jax" in sys.modules
     if is_more or not are_of_use() or not sys.executable or not sys.orig_argv:
