@@ -46,6 +46,7 @@ def test_a_misspelt_setting_is_answered_with_the_nearest(parsed, capsys):
 
 END = """
 import os, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell begins with it ignored
 from experiments.command_line import leave_with
 
 def main():

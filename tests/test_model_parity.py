@@ -16,7 +16,9 @@ DATA = pathlib.Path(__file__).parent / "data"
 TINY = DATA / "tiny_qwen2"
 
 
-@pytest.mark.parametrize("family", ["qwen2", "qwen3", "llama3", "gemma3"])
+@pytest.mark.parametrize(
+    "family", ["qwen2", "gemma3", *(pytest.param(family, marks=pytest.mark.slow) for family in ("qwen3", "llama3"))]
+)
 def test_the_recorded_models_pass(family, capsys):
     assert main([str(DATA / f"tiny_{family}")]) == 0
     out = capsys.readouterr().out

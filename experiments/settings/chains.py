@@ -55,7 +55,6 @@ def small_run(problem_lengths: tuple[int, ...]) -> ConfigDict:
     config.optimizer.b2 = 0.99
     config.pack.row_multiple = 80
     config.pack.min_rows = 128
-    config.pack.trees = "never"  # one compiled program; trees of rows this short save nothing
     # Of the warm start: from the stage's rate down to 3 % of it, so that the last steps hardly move.
     config.warm_start.schedule = "cosine"
     config.warm_start.final_rate_share = 0.03

@@ -175,7 +175,7 @@ def test_the_checks_of_jax_change_no_number(whole, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, checked.arrays, whole[1].arrays)
 
 
-@pytest.mark.parametrize("looks", [2, 5, 9, 14])
+@pytest.mark.parametrize("looks", [2, 9, *(pytest.param(looks, marks=pytest.mark.slow) for looks in (5, 14))])
 def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(whole, tmp_path, looks):
     with pytest.raises(Interrupted):
         finish(make_trainer(tmp_path, stop=StopAt(looks)))
@@ -371,7 +371,7 @@ class WarmStarted(ParityTask):
         return TokenBatch(tokens, mask.astype(np.int32), mask, zeros, zeros), 1e-3
 
 
-@pytest.mark.parametrize("looks", [1, 2, 3, 4])
+@pytest.mark.parametrize("looks", [1, 3, *(pytest.param(looks, marks=pytest.mark.slow) for looks in (2, 4))])
 def test_a_stop_around_the_end_of_the_warm_start_changes_nothing(tmp_path, looks):
     (tmp_path / "whole").mkdir()
     (tmp_path / "run").mkdir()
@@ -404,6 +404,7 @@ def test_a_dapo_run_resumes_its_draws(tmp_path):
     assert all(row["drawn_groups"] >= row["trained_groups"] for row in trains)
 
 
+@pytest.mark.slow
 def test_eight_devices_run_and_resume(tmp_path):
     settings = dataclasses.replace(SETTINGS, num_devices=8)
     with pytest.raises(Interrupted):
