@@ -268,6 +268,7 @@ CASES = {
     "method": Case(draws, {"advantage.level": "outcome", "rounds.dynamic_sampling_batches": 2}),
     "cache.capacity": Case(first_question),
     "rounds.search_when": Case(first_question, {"cache.capacity": 0}),
+    "rounds.probe_size": Case(first_question, {"cache.capacity": 0, "rounds.search_when": "no_signal"}),
     "rounds.filter_problems": Case(is_filtered),
     "rounds.filter_first_round": Case(is_filtered),
     "rounds.refilter": Case(lambda s: asked(lambda: Trainer._filter(stub(s, round_index=1)))),

@@ -101,14 +101,25 @@ def _direct_first(
     sampler: Sampler, params: Any, problems: list[Problem], counters: tuple[int, int], settings: RunSettings,
     hard: set[str],
 ) -> list[Group]:  # fmt: skip
-    """Whole groups of direct rollouts to those problems that search_when does not search at once."""
+    """Groups of direct rollouts to those problems that search_when does not search at once."""
     if settings.rounds.search_when == "always":
         return []
     if settings.rounds.search_when == "hard":
         problems = [problem for problem in problems if problem.id not in hard]
     if not problems:
         return []
-    return sampler.direct(params, problems, settings.rounds.group_size, Purpose.DIRECT, counters)
+    size, probe = settings.rounds.group_size, settings.rounds.probe_size
+    if settings.rounds.search_when != "no_signal" or probe in (0, size):
+        return sampler.direct(params, problems, size, Purpose.DIRECT, counters)
+    groups = sampler.direct(params, problems, probe, Purpose.DIRECT, counters)
+    mixed = [group.problem for group in groups if 0 < group.num_correct < len(group.responses)]
+    if not mixed:
+        return groups
+    more = sampler.direct(params, mixed, size - probe, Purpose.FILL_UP, counters)
+    added = {group.problem.id: group.responses for group in more}
+    return [
+        dataclasses.replace(group, responses=[*group.responses, *added.get(group.problem.id, [])]) for group in groups
+    ]
 
 
 @functools.partial(jax.jit, static_argnames=("group_size", "min_direct"))

@@ -36,6 +36,7 @@ class Purpose(enum.IntEnum):
     EVALUATION = 3
     CACHE = 4
     EASY = 5
+    FILL_UP = 6
 
 
 def bucket(length: int, multiple: int) -> int:

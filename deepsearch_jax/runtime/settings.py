@@ -83,6 +83,9 @@ class RoundSettings:
         those whose last direct samples (of the filter or of a step) were correct less often than filter.threshold, the
         others, and those never sampled, get direct samples; "no_signal" those whose group of direct samples, drawn
         first, is all wrong: their trees start from these samples. Direct groups train as in GRPO.
+      probe_size: direct samples that a problem gets first under "no_signal"; a group of right and wrong ones is then
+        filled up to group_size, one of right ones alone stays as it is, one of wrong ones becomes a tree. 0 draws a
+        whole group first.
       filter_problems: whether a round works on its hard problems alone (see `filter`) or on all.
       filter_first_round: False if the problem files are filtered already (the published DeepMath subsets are).
       max_candidates: problems the filter samples for a round; 0 takes all.
@@ -98,6 +101,7 @@ class RoundSettings:
     problems_per_update: int = 0
     group_size: int = 8
     search_when: str = "always"
+    probe_size: int = 0
     filter_problems: bool = True
     filter_first_round: bool = True
     max_candidates: int = 0
@@ -111,6 +115,11 @@ class RoundSettings:
         _check_at_least(self, 1, "num_rounds", "problems_per_step", "dynamic_sampling_batches")
         _check_at_least(self, 2, "group_size")  # one response alone has nothing to be compared with
         _check_at_least(self, 0, "steps_per_round", "problems_per_update", "max_candidates", "max_generated_tokens")
+        if self.probe_size and not 2 <= self.probe_size <= self.group_size:
+            raise ValueError(
+                f"probe_size={self.probe_size} must be between 2, so that samples can differ, and group_size="
+                f"{self.group_size}, or 0 for a whole group"
+            )
         if self.problems_per_update and self.problems_per_step % self.problems_per_update:
             raise ValueError(
                 f"problems_per_update={self.problems_per_update} must divide "

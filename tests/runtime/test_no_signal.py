@@ -78,6 +78,34 @@ def test_only_groups_without_a_right_answer_are_searched(drawn):
             assert [r.tokens.tolist() for r in group.responses] == expected
 
 
+def test_a_probe_decides_and_only_mixed_groups_are_filled_up(policy, drawn):
+    sampler = drawn[0]
+    problems = sampler.task.train_problems
+    settings = dataclasses.replace(SETTINGS, rounds=dataclasses.replace(SETTINGS.rounds, probe_size=2))
+    probes = sampler.direct(policy[1], problems, 2, Purpose.DIRECT, COUNTERS)
+    result, tokens = step(policy, sampler, problems, settings, entropy_weight_of=lambda _: -2.0)
+    sizes = {0: [], 1: [], 2: []}
+    for probe, group in zip(probes, result.groups, strict=True):
+        assert group.problem == probe.problem
+        sizes[probe.num_correct].append(len(group.responses))
+        if probe.num_correct:
+            assert group.terminal_rewards is None
+            texts = [response.tokens.tolist() for response in group.responses]
+            assert texts[:2] == [response.tokens.tolist() for response in probe.responses]
+        else:
+            assert group.terminal_rewards is not None
+    assert result.statistics.trees == len(sizes[0]) > 0
+    assert set(sizes[1]) == {SETTINGS.rounds.group_size}
+    assert set(sizes[2]) <= {2}
+    # The samples that were added are new ones: another purpose, other noise.
+    filled = [group for probe, group in zip(probes, result.groups, strict=True) if probe.num_correct == 1]
+    texts = [[response.tokens.tolist() for response in group.responses] for group in filled]
+    assert any(group[2:] != group[:2] for group in texts)
+    direct = sum(len(r.tokens) for group in result.groups if group.terminal_rewards is None for r in group.responses)
+    searched = sum(len(r.tokens) for probe in probes if not probe.num_correct for r in probe.responses)
+    assert tokens == direct + searched + result.statistics.tokens
+
+
 def test_no_token_is_spent_on_a_search_where_every_group_has_a_right_answer(policy, drawn):
     sampler, direct, *_ = drawn
     problems = [group.problem for group in direct.values() if group.num_correct]
@@ -207,6 +235,8 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(whole, tmp_path, 
     ("group", "changes", "words"),
     [
         ("rounds", {"search_when": "sometimes"}, "search_when='sometimes' is not known"),
+        ("rounds", {"probe_size": 1}, "probe_size=1 must be between 2"),
+        ("rounds", {"probe_size": 9}, "and group_size=4, or 0"),
         ("search", {"num_grafts": 2, "capacity": 100}, "search.num_grafts=2 is chosen by the run"),
         ("search", {"sample_credits": 4}, "search.sample_credits=4 leaves none of search.num_trajectories=4"),
     ],
