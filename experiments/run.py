@@ -11,6 +11,7 @@ if __name__ == "__main__":
 import functools
 import os
 import sys
+import traceback
 
 import jax
 from absl import app, flags, logging
@@ -52,15 +53,23 @@ def main(argv: list[str]) -> int:
         config = CONFIG.value.to_dict()
         run(from_config(RunSettings, config), config, str(WORKDIR.value))
     except Exception as error:
-        logging.info("the error came from here", exc_info=True)  # shown with --verbosity=0
-        if tells_of_lost_process(error):
-            text = str(error).splitlines()[0]
-            return _leave(complain(f"another process of this run has ended or cannot be reached ({text}); start all of "
-                                    "them again with the same commands to go on from the last checkpoint"))  # fmt: skip
-        if not isinstance(error, _MISTAKES):
-            raise
-        return _leave(complain(str(error)))
+        return _leave(_status_of(error))
     return 0
+
+
+def _status_of(error: Exception) -> int:
+    """Tells what ended the run: a line where a user can mend it. Raises: any other error of a process alone."""
+    logging.info("the error came from here", exc_info=error)  # shown with --verbosity=0
+    if tells_of_lost_process(error):
+        text = str(error).splitlines()[0]
+        return complain(f"another process of this run has ended or cannot be reached ({text}); start all of them again "
+                         "with the same commands to go on from the last checkpoint")  # fmt: skip
+    if isinstance(error, _MISTAKES):
+        return complain(str(error))
+    if jax.process_count() == 1:
+        raise error
+    traceback.print_exception(error)
+    return 1
 
 
 def _leave(status: int) -> int:

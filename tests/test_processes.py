@@ -134,6 +134,28 @@ def test_a_save_cut_by_a_lost_process_is_not_called_a_full_disk(monkeypatch, tmp
         checkpoints.save(1, {"a": jnp.arange(4)}, {})
 
 
+ENDED = """
+import jax
+from experiments import run
+error = RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes")
+try:
+    run._status_of(error)
+except RuntimeError:
+    print("raised alone")
+jax.process_count = lambda: 2
+try:
+    run._leave(run._status_of(error))
+finally:
+    print("the usual way out")
+"""
+
+
+def test_one_of_several_processes_does_not_wait_for_the_others_after_any_error():
+    done = subprocess.run([sys.executable, "-c", ENDED], cwd=REPOSITORY, text=True, capture_output=True)
+    assert (done.returncode, done.stdout) == (1, "raised alone\n")
+    assert "RuntimeError: RESOURCE_EXHAUSTED: Out of memory" in done.stderr
+
+
 LOOKING = """
 import sys, time
 import jax
