@@ -5,10 +5,8 @@ from deepsearch_jax.cache.filtering import (
     GroupFill,
     choose_cached,
     group_fill,
-    is_cached,
     is_hard,
     next_subset,
-    should_insert,
     subset_indices,
 )
 from deepsearch_jax.cache.solution_cache import (
@@ -34,12 +32,10 @@ __all__ = [
     "init_cache",
     "insert",
     "insert_many",
-    "is_cached",
     "is_hard",
     "lookup",
     "next_subset",
     "remove",
     "shard_cache",
-    "should_insert",
     "subset_indices",
 ]

@@ -1,12 +1,10 @@
-"""Which problems a round works on, and with what (DeepSearch, arXiv 2509.25454, Eq. 8-9 and 11-12)."""
+"""Which problems a round works on, and with what (DeepSearch, arXiv 2509.25454, Eq. 8-9 and 12)."""
 
 import dataclasses
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-
-from deepsearch_jax.cache.solution_cache import SolutionCache, contains
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,19 +82,6 @@ def subset_indices(chosen: jax.Array) -> tuple[jax.Array, jax.Array]:
     count = jnp.sum(chosen, dtype=jnp.int32)
     order = jnp.argsort(~chosen, stable=True).astype(jnp.int32)
     return jnp.where(jnp.arange(chosen.shape[0]) < count, order, -1), count
-
-
-def is_cached(cache: SolutionCache, problem_ids: jax.Array) -> jax.Array:
-    """Which problems skip the search because the cache has solutions of them (Eq. 11): [B] int32 to [B] bool."""
-    return jax.vmap(contains, in_axes=(None, 0))(cache, problem_ids)
-
-
-def should_insert(num_found: jax.Array, still_hard: jax.Array) -> jax.Array:
-    """Which searched problems enter the cache (Eq. 10): [B] int32 correct paths and [B] bool to [B] bool.
-
-    A problem is kept if its search found a correct path and it still fails the filter.
-    """
-    return (num_found > 0) & still_hard
 
 
 def group_fill(num_cached: jax.Array, group_size: int, min_direct: int = 1) -> GroupFill:

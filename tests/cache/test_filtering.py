@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deepsearch_jax.cache import filtering, solution_cache
+from deepsearch_jax.cache import filtering
 from deepsearch_jax.cache.filtering import FilterSettings
 
 
@@ -63,18 +63,6 @@ def test_subset_indices_are_in_order(chosen):
     assert int(count) == len(expected)
     np.testing.assert_array_equal(indices, [*expected, *[-1] * (4 - len(expected))])
     assert indices.dtype == jnp.int32
-
-
-def test_cached_problems_are_those_the_cache_knows():
-    cache = solution_cache.init_cache(4, 1, 1, 2)
-    one = (jnp.ones((1, 2), jnp.int32), jnp.array([1]), jnp.array([True]))
-    cache = solution_cache.insert(cache, jnp.int32(7), *one, jnp.int32(0))
-    np.testing.assert_array_equal(filtering.is_cached(cache, jnp.array([7, 0, -1])), [True, False, False])
-
-
-def test_only_solved_problems_that_are_still_hard_enter_the_cache():
-    got = filtering.should_insert(jnp.array([0, 2, 2]), jnp.array([True, False, True]))
-    np.testing.assert_array_equal(got, [False, False, True])
 
 
 @pytest.mark.parametrize(
