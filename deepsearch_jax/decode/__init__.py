@@ -7,6 +7,7 @@ from deepsearch_jax.decode.prefill import prefill
 from deepsearch_jax.decode.request import DecodeRequest
 from deepsearch_jax.decode.sampling import Sample, cut_tail, sample_token
 from deepsearch_jax.decode.settings import DecodeSettings
+from deepsearch_jax.decode.siblings import Siblings, make_siblings
 from deepsearch_jax.decode.stops import StopTable, build_stop_table
 
 __all__ = [
@@ -14,12 +15,14 @@ __all__ = [
     "DecodeSettings",
     "KVPages",
     "Sample",
+    "Siblings",
     "StopTable",
     "assign_pages",
     "build_stop_table",
     "cut_tail",
     "decode_children",
     "init_pages",
+    "make_siblings",
     "prefill",
     "sample_token",
 ]

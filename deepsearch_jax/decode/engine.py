@@ -30,6 +30,7 @@ class _Loop(NamedTuple):
     own: tuple[Layered, Layered]  # keys and values of the rows' own tokens, per layer [R, K, Hkv, S, Dh]
     segments: Segments
     stop_states: jax.Array | None  # [R, K] int32 how much of a stop string the rows end with
+    log_masses: jax.Array | None  # [R, K, W, S] of siblings, -inf once a row differs from them
 
 
 def decode_children(
@@ -84,17 +85,30 @@ def decode_children(
         pages = keep_missing(pages, prefix, request)
     mask = prefix_tokens <= num_before[:, None]
 
-    def draw(step: jax.Array, scores: jax.Array, per_row: bool) -> Sample:
-        folded = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (0, None))(request.row_keys, step)
-        sample = jax.vmap(lambda key, row: sample_token(key, row, settings), (0, 0 if per_row else None))
-        return jax.vmap(sample)(folded, scores)
+    def draw(loop: _Loop, scores: jax.Array, per_row: bool) -> Sample:
+        folded = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (0, None))(request.row_keys, loop.step)
+        axes = (0, 0 if per_row else None)
+        if loop.log_masses is None or request.siblings is None:
+            return jax.vmap(jax.vmap(lambda key, row: sample_token(key, row, settings), axes))(folded, scores)
+
+        def beside(key: jax.Array, row: jax.Array, log_masses: jax.Array, tokens: jax.Array) -> Sample:
+            return sample_token(key, row, settings, (tokens, log_masses))
+
+        tokens, log_masses = request.siblings.tokens[..., loop.step], loop.log_masses[..., loop.step]
+        return jax.vmap(jax.vmap(beside, (*axes, 0, None)))(folded, scores, log_masses, tokens)
 
     def body(loop: _Loop) -> _Loop:
         positions = jnp.broadcast_to(num_before[:, None] + loop.step, loop.tokens.shape)
         scores, own = forward(
             config, params, loop.tokens, positions, *prefix, mask, prefix_tokens, loop.own, loop.step - 1
         )
-        return _append(loop, draw(loop.step, scores, True), settings, stop_table)._replace(own=own)
+        return append(loop, draw(loop, scores, True))._replace(own=own)
+
+    def append(loop: _Loop, sample: Sample) -> _Loop:
+        if loop.log_masses is not None and request.siblings is not None:
+            differs = request.siblings.tokens[:, None, :, loop.step] != sample.token[:, :, None]
+            loop = loop._replace(log_masses=jnp.where(differs[..., None], -jnp.inf, loop.log_masses))
+        return _append(loop, sample, settings, stop_table)
 
     def goes_on(loop: _Loop) -> jax.Array:
         return (loop.step < length) & jnp.any(loop.is_open)
@@ -118,8 +132,11 @@ def decode_children(
         segments=Segments(blank(jnp.int32), row, blank(jnp.float32), blank(jnp.float32), row != 0,
                           blank(jnp.float32) if settings.entropy else None),
         stop_states=stop_states,
+        log_masses=None if request.siblings is None else jnp.repeat(
+            request.siblings.log_masses[:, None], num_samples, axis=1
+        ),
     )  # fmt: skip
-    loop = _append(start, draw(jnp.int32(0), first_logits[:, 0], False), settings, stop_table)
+    loop = append(start, draw(start, first_logits[:, 0], False))
     loop = jax.lax.while_loop(goes_on, body, loop)
     return store_children(pages, request, loop.own), loop.segments, recomputed
 

@@ -6,6 +6,7 @@ from flax import struct
 
 from deepsearch_jax.decode.pages import KVPages
 from deepsearch_jax.decode.settings import DecodeSettings
+from deepsearch_jax.decode.siblings import Siblings
 from deepsearch_jax.decode.stops import StopTable
 from deepsearch_jax.policy import ModelConfig
 
@@ -31,6 +32,7 @@ class DecodeRequest:
         needed with `settings.recompute` or a stop table.
       keep_pages: [R, D] int32 page in which to keep a node that has no page in path_pages, -1 for nowhere. None keeps
         nothing.
+      siblings: segments behind the same node that a row's children must not be; None: children are independent.
     """
 
     prompt_lengths: jax.Array
@@ -43,6 +45,7 @@ class DecodeRequest:
     slots: jax.Array | None = None
     path_tokens: jax.Array | None = None
     keep_pages: jax.Array | None = None
+    siblings: Siblings | None = None
 
 
 def per_row(values: jax.Array, request: DecodeRequest) -> jax.Array:
@@ -79,5 +82,10 @@ def check_shapes(
         chex.assert_shape(request.path_tokens, (num_rows, bucket * settings.segment_length))
     if request.keep_pages is not None:
         chex.assert_shape(request.keep_pages, (num_rows, bucket))
+    if request.siblings is not None:
+        chex.assert_shape(request.siblings.tokens, (num_rows, None, settings.segment_length))
+        chex.assert_equal_shape([request.siblings.tokens, request.siblings.log_masses])
+        if settings.temperature == 0:
+            raise ValueError("temperature=0 has one continuation only, none beside its siblings; set it above 0")
     heads = (config.num_kv_heads, settings.segment_length, config.head_dim)
     chex.assert_shape(pages.keys, (config.num_layers, pages.num_pages, *heads))

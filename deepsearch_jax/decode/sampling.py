@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from deepsearch_jax.decode.settings import DecodeSettings
+from deepsearch_jax.decode.siblings import without_siblings
 
 
 class Sample(NamedTuple):
@@ -20,7 +21,7 @@ class Sample(NamedTuple):
     Attributes:
       token: [] int32.
       log_prob: [] float32 under the raw policy (temperature 1, nothing cut off).
-      sampling_log_prob: [] float32 under the distribution drawn from; 0 at temperature 0.
+      sampling_log_prob: [] float32 under the distribution drawn from, siblings or not; 0 at temperature 0.
       exact_entropy: [] float32 of the raw policy, in nats; None if it was not asked for.
     """
 
@@ -30,12 +31,19 @@ class Sample(NamedTuple):
     exact_entropy: jax.Array | None = None
 
 
-def sample_token(key: jax.Array, logits: jax.Array, settings: DecodeSettings) -> Sample:
+def sample_token(
+    key: jax.Array,
+    logits: jax.Array,
+    settings: DecodeSettings,
+    siblings: tuple[jax.Array, jax.Array] | None = None,
+) -> Sample:
     """Draws a token from softmax(logits / temperature), cut by top k, then by top p, then by min p (see `cut_tail`).
 
     Args:
       key: [] typed PRNG key; consumed here.
       logits: [V] float32.
+      siblings: [W] tokens and log masses of segments that the row must not become (see `without_siblings`); not at
+        temperature 0.
     """
     raw_blocks = _in_blocks(logits)
     raw_masses = jax.nn.logsumexp(raw_blocks, axis=-1)
@@ -51,7 +59,11 @@ def sample_token(key: jax.Array, logits: jax.Array, settings: DecodeSettings) ->
         scaled = cut_tail(logits / settings.temperature, settings.top_k, settings.top_p, settings.min_p)
         masses = jax.nn.logsumexp(_in_blocks(scaled), axis=-1)
         normaliser = jax.nn.logsumexp(masses)
-    blocks = _in_blocks(scaled)
+    drawn_from = scaled
+    if siblings is not None:
+        drawn_from = without_siblings(scaled, normaliser, *siblings)
+        masses = jax.nn.logsumexp(_in_blocks(drawn_from), axis=-1)
+    blocks = _in_blocks(drawn_from)
     noise = jax.random.gumbel(key, (sum(blocks.shape),))
     block = jnp.argmax(masses + noise[: masses.size])
     token = block * blocks.shape[1] + jnp.argmax(blocks[block] + noise[masses.size :])

@@ -12,6 +12,7 @@ from deepsearch_jax.objective.advantages import (
 )
 from deepsearch_jax.objective.corrections import importance_weights, kl_estimate, sampler_gap
 from deepsearch_jax.objective.settings import AdvantageSettings, LossSettings
+from deepsearch_jax.objective.siblings import sibling_advantages
 from deepsearch_jax.objective.terms import LossTerms, add_terms, divisor, reduce_loss, sum_over_axis
 from deepsearch_jax.objective.tree_grpo import (
     clipped_surrogate,
@@ -39,6 +40,7 @@ __all__ = [
     "reduce_loss",
     "sampler_gap",
     "shared_grpo_loss",
+    "sibling_advantages",
     "soft_clip_values",
     "spread_over_tokens",
     "sum_over_axis",

@@ -185,7 +185,7 @@ def tree_advantages(
     mask = path_mask & valid[:, None]
     is_leaf = jnp.arange(mask.shape[1])[None, :] == jnp.sum(mask, axis=1, keepdims=True) - 1
     scores = at_least_float32(scores)
-    if settings.level == "outcome":
+    if settings.level != "node":
         values = jnp.broadcast_to(scores[:, None], mask.shape)
     else:
         values = soft_clip_values(node_values, is_leaf, settings.soft_clip_max, settings.soft_clip_temperature)

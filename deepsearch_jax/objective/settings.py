@@ -2,7 +2,7 @@
 
 import dataclasses
 
-LEVELS = ("node", "outcome")
+LEVELS = ("node", "outcome", "siblings")
 NORMALISATIONS = ("mean", "mean_std", "row_mean_std", "alpha_scale", "none")
 BASELINES = ("final_values", "credited_rewards", "terminal_rewards")
 KL_ESTIMATORS = ("k1", "k2", "k3")
@@ -23,7 +23,9 @@ def _check_at_least(name: str, value: float, bound: float, way_out: str = "") ->
 class AdvantageSettings:
     """How node values and rewards become advantages (Eq. 13, 15)."""
 
-    level: str = "node"  # "node": each node its own value; "outcome": all nodes of a path share the final score
+    # "node": each node its own value; "outcome": all nodes of a path share the final score; "siblings": a node of a
+    # tree against those beside it (`sibling_advantages`, not normalised), direct rollouts as with "outcome"
+    level: str = "node"
     normalisation: str = "mean"  # what a tree's values are compared with; see advantages.normalise_paths
     baseline: str = "final_values"  # what mean and std are taken over; see advantages.tree_baseline
     soft_clip_max: float = 1.0  # q_max: bound of an intermediate node's value after the soft clip

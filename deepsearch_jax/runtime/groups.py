@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from deepsearch_jax.data.degenerate import DegenerateSettings, is_degenerate
-from deepsearch_jax.objective import AdvantageSettings, LossSettings, tree_advantages
+from deepsearch_jax.objective import AdvantageSettings, LossSettings, sibling_advantages, tree_advantages
 from deepsearch_jax.policy import ModelConfig
 from deepsearch_jax.runtime.layout import Layout, choose_layout, has_few_operations
 from deepsearch_jax.runtime.rollouts import Group, bucket
@@ -138,9 +138,27 @@ def node_advantages(groups: Sequence[Group], settings: AdvantageSettings) -> lis
     arrays = jax.device_put((values, nodes, scores, lengths, terminals, is_terminal))
     advantages = jax.device_get(_batched_advantages(*arrays, settings=settings))
     return [
-        [advantages[g, m, : len(response.segment_lengths)] for m, response in enumerate(group.responses)]
+        _against_siblings(group)
+        if settings.level == "siblings" and group.terminal_rewards is not None
+        else [advantages[g, m, : len(response.segment_lengths)] for m, response in enumerate(group.responses)]
         for g, group in enumerate(groups)
     ]
+
+
+def _against_siblings(group: Group) -> list[np.ndarray]:
+    """`sibling_advantages` of a tree; nodes are told by the tokens up to their ends."""
+    depths = [len(response.segment_lengths) for response in group.responses]
+    shape = len(depths), max(depths)
+    nodes, log_probs, numbers = np.full(shape, -1), np.zeros(shape), dict[bytes, int]()
+    for m, response in enumerate(group.responses):
+        ends = np.cumsum(response.segment_lengths)
+        for d, (begin, end) in enumerate(zip(ends - response.segment_lengths, ends)):
+            nodes[m, d] = numbers.setdefault(response.tokens[:end].tobytes(), len(numbers))
+            if response.log_probs is not None:
+                log_probs[m, d] = response.log_probs[begin:end].sum()
+    scores = np.array([response.reward for response in group.responses])
+    advantages = sibling_advantages(nodes, log_probs, scores)
+    return [row[:depth] for row, depth in zip(advantages, depths, strict=True)]
 
 
 class Packed(NamedTuple):

@@ -22,6 +22,7 @@ from deepsearch_jax.decode import (
     assign_pages,
     decode_children,
     init_pages,
+    make_siblings,
     prefill,
 )
 from deepsearch_jax.policy import ModelConfig
@@ -374,6 +375,19 @@ def _request(
     def tokens_of(tree: Tree) -> jax.Array:
         return jax.vmap(lambda cursor: path_tokens(tree, cursor, search)[0][:room])(tree.cursors)
 
+    siblings = None
+    if search.are_distinct:
+        children = jax.vmap(lambda tree, nodes: tree.children[nodes])(trees, at).reshape(num_slots, -1)  # [B, F W]
+        exists = children >= 0
+
+        def of_children(field: jax.Array) -> jax.Array:
+            found = jax.vmap(lambda table, nodes: table[nodes])(field, jnp.maximum(children, 0))
+            return jnp.where(exists[..., None], found, 0).reshape(rows, search.max_children, search.segment_length)
+
+        siblings = make_siblings(
+            of_children(trees.tokens), of_children(trees.sampling_log_probs), exists.reshape(rows, search.max_children)
+        )
+
     row_keys = jax.vmap(lambda key, nodes: jax.vmap(functools.partial(jax.random.fold_in, key))(nodes.reshape(-1)))
     request = DecodeRequest(
         slots=jnp.repeat(jnp.arange(num_slots), search.picks_per_step) if search.picks_per_step > 1 else None,
@@ -386,6 +400,7 @@ def _request(
         child_pages=_lookup(page_of, kept).reshape(rows, -1),
         row_keys=row_keys(prompts.keys, jnp.maximum(slots, 0)).reshape(rows, -1),
         active=running.reshape(rows),
+        siblings=siblings,
     )
     return request, page_of, evictions
 

@@ -14,6 +14,7 @@ from deepsearch_jax.tree.frontier import (
     depth_bonus,
     frontier_entropies,
     frontier_scores,
+    next_child_mass,
     select_frontier,
 )
 from deepsearch_jax.tree.graft import Samples, graft_samples
@@ -56,6 +57,7 @@ __all__ = [
     "graft_samples",
     "init_tree",
     "most_children",
+    "next_child_mass",
     "num_children_wanted",
     "page_priority",
     "path_nodes",

@@ -31,12 +31,24 @@ def frontier_entropies(tree: Tree, settings: SearchSettings) -> jax.Array:
 
     `frontier_entropy` says whose tokens it is a mean over: "own" those of the node's segment (Eq. 7), "path" those
     from the root to the end of the node, "children" those of the segments of its children, each token with the same
-    weight, and as "path" where it has none. The last two are definitions of this project.
+    weight, and as "path" where it has none. "excess" is no mean per token but nats in all,
+
+      H(s) = -ln pi(s) - ln m(s) - h |s|
+
+    with m(s) = `next_child_mass`, |s| the tokens of the prefix and h the mean negative log-prob per token of all first
+    children, the only ones that are samples of the policy whatever their siblings are: by how much the likeliest prefix
+    that a next child can make falls behind a usual one. Least H first (l2 < 0) is best-first search in likelihood; it
+    needs siblings="distinct", or it asks for the likeliest child again and again. All but "own" are definitions of this
+    project.
     """
     if settings.frontier_entropy == "own":
         return tree.mean_nll.astype(settings.value_dtype)
     if settings.frontier_entropy == "path":
         return tree.path_entropy
+    if settings.frontier_entropy == "excess":
+        lengths = jnp.where(tree.child_rank == 0, tree.segment_lengths, 0).astype(tree.path_log_prob.dtype)
+        usual = (tree.mean_nll * lengths).sum() / jnp.maximum(lengths.sum(), 1)
+        return -tree.path_log_prob - jnp.log(next_child_mass(tree, settings)) - usual * tree.path_length
     # Sums over the children: their path sums less that of the node. The root and free slots have no parent.
     parent = jnp.where(tree.parent >= ROOT, tree.parent, settings.capacity)
     before = jnp.maximum(tree.parent, ROOT)
@@ -46,6 +58,21 @@ def frontier_entropies(tree: Tree, settings: SearchSettings) -> jax.Array:
     count = jnp.zeros_like(tree.path_length).at[parent].add(tree.segment_lengths, mode="drop")
     mean = -total / jnp.maximum(count, 1).astype(total.dtype)
     return jnp.where(tree.num_children > 0, mean, tree.path_entropy)
+
+
+def next_child_mass(tree: Tree, settings: SearchSettings) -> jax.Array:
+    """What the next child of a node may have for probability given the node, under the raw policy; [N] V.
+
+    No more than the children there are leave of 1, and no more than the least likely of them has: drawn without
+    replacement at a low temperature they come nearly in the order of their probabilities. 1 where there is none; at
+    least 1e-6, below which a sum of float32 probabilities says nothing.
+    """
+    is_child = tree.parent >= ROOT
+    mass = jnp.where(is_child, jnp.exp(-tree.mean_nll * tree.segment_lengths), 0.0)
+    parent = jnp.where(is_child, tree.parent, settings.capacity)
+    used = jnp.zeros(settings.capacity, mass.dtype).at[parent].add(mass, mode="drop")
+    least = jnp.ones(settings.capacity, mass.dtype).at[parent].min(mass, mode="drop")
+    return jnp.maximum(jnp.minimum(1.0 - used, least), 1e-6).astype(settings.value_dtype)
 
 
 def frontier_scores(tree: Tree, settings: SearchSettings) -> jax.Array:
@@ -89,7 +116,9 @@ def can_be_selected(
     is_inner = (slots >= first) & (slots < tree.num_nodes) & ~tree.is_terminal
     num_children = tree.num_children
     for other in taken:
-        num_children = num_children + jnp.where(slots == other, settings.children_per_expansion, 0)
+        # Distinct children of one node are made one after the other, so a node has no place beside one that is taken.
+        places = settings.max_children if settings.are_distinct else settings.children_per_expansion
+        num_children = num_children + jnp.where(slots == other, places, 0)
     has_room = num_children < most_children(tree, slots, settings)
     can_be = is_inner & (has_room | ~jnp.asarray(only_frontier))
     return can_be | ((slots == ROOT) & has_room) if settings.num_grafts else can_be

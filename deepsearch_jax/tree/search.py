@@ -16,7 +16,7 @@ from deepsearch_jax.tree.frontier import select_frontier
 from deepsearch_jax.tree.select import select_child
 from deepsearch_jax.tree.settings import SearchSettings
 from deepsearch_jax.tree.state import NO_NODE, ROOT, SearchStatus, Tree
-from deepsearch_jax.types import Segments
+from deepsearch_jax.types import Outcome, Segments
 
 
 class Selection(enum.IntEnum):
@@ -73,6 +73,16 @@ class _Move(NamedTuple):
     num_promised: jax.Array
 
 
+def has_enough(tree: Tree, settings: SearchSettings) -> jax.Array:
+    """[] bool whether the search has all trajectories it is to credit."""
+    has_all = tree.num_credited >= settings.num_trajectories
+    if not settings.trajectories_if_solved:
+        return has_all
+    at = jnp.maximum(tree.credited, ROOT)
+    is_solved = ((tree.credited > ROOT) & (tree.outcome[at] == Outcome.CORRECT)).any()
+    return has_all | (is_solved & (tree.num_credited >= settings.trajectories_if_solved))
+
+
 def _credit(
     tree: Tree,
     cursor: int,
@@ -107,7 +117,8 @@ def _lazy_child(tree: Tree, fresh: jax.Array, settings: SearchSettings, taken: S
     """Returns [] int32: the child just made, [1], if the descent can go on there; NO_NODE if others took its places."""
     child = fresh[0]
     at = jnp.maximum(child, ROOT)
-    num_waiting = sum((jnp.where(other == at, 1, 0) for other in taken), jnp.int32(0))
+    places = settings.max_children if settings.are_distinct else 1
+    num_waiting = sum((jnp.where(other == at, places, 0) for other in taken), jnp.int32(0))
     has_room = tree.num_children[at] + num_waiting < most_children(tree, at, settings)
     return jnp.where((child > ROOT) & ~tree.is_terminal[at] & has_room, child, NO_NODE)
 
@@ -115,7 +126,7 @@ def _lazy_child(tree: Tree, fresh: jax.Array, settings: SearchSettings, taken: S
 def _needs_frontier(tree: Tree, visit: _Visit, settings: SearchSettings) -> jax.Array:
     """Returns [] bool: the second half of the turn will read what `_frontier` selects."""
     needed = visit.is_stuck if settings.backtrace == "uct" else visit.is_stuck | visit.met_terminal
-    return visit.is_active & needed & (tree.num_credited < settings.num_trajectories)
+    return visit.is_active & needed & ~has_enough(tree, settings)
 
 
 def _frontier(tree: Tree, visit: _Visit, settings: SearchSettings, taken: Sequence[jax.Array] = ()) -> jax.Array:
@@ -140,7 +151,7 @@ def _next_move(
     next_node = jnp.where(visit.met_terminal, far, jnp.where(visit.is_stuck, frontier, visit.child))
     how = jnp.where(visit.is_stuck, Selection.FALLBACK_FRONTIER, Selection.LOCAL)
     how = jnp.where(visit.met_terminal, far_how, how)
-    is_finished = tree.num_credited >= settings.num_trajectories
+    is_finished = has_enough(tree, settings)
     next_node = jnp.where(is_finished, NO_NODE, next_node)
     how = jnp.where(is_finished, Selection.STOP, how).astype(jnp.int32)
     move = _move_to(tree, next_node, num_promised, settings)
@@ -178,7 +189,7 @@ def _settle(tree: Tree, is_active: jax.Array, moves: Sequence[_Move], settings: 
     """
     status = jnp.stack([move.status for move in moves])
     status = jnp.where((status == SearchStatus.RUNNING).any(), SearchStatus.RUNNING, status.max())
-    is_finished = tree.num_credited >= settings.num_trajectories
+    is_finished = has_enough(tree, settings)
     status = jnp.where(is_finished, SearchStatus.FINISHED, status).astype(jnp.int32)
     cursors = jnp.where(is_finished, NO_NODE, jnp.stack([move.node for move in moves]))
     return dataclasses.replace(
@@ -229,7 +240,7 @@ def backup_passes(
     infos: list[PassInfo] = []
     for cursor in range(settings.picks_per_step):
         taken = [move.node for move in moves]
-        is_active = is_running & (tree.num_credited < settings.num_trajectories) if cursor else is_running
+        is_active = is_running & ~has_enough(tree, settings) if cursor else is_running
         rows = None if fresh is None else fresh[cursor]
         tree, visit = _credit(tree, cursor, is_active, key, settings, rows, taken)
         move, info = _next_move(tree, visit, _frontier(tree, visit, settings, taken), settings, promised)

@@ -5,7 +5,8 @@ import math
 
 BACKTRACES = ("frontier", "uct")
 EXPANSIONS = ("eager", "lazy")
-FRONTIER_ENTROPIES = ("own", "path", "children")
+FRONTIER_ENTROPIES = ("own", "path", "children", "excess")
+SIBLINGS = ("independent", "distinct")
 DEPTH_BONUSES = ("sqrt", "log", "constant")
 NEGATIVE_CHOICES = ("most_confident", "random", "least_confident")
 BACKUP_RULES = ("constrained", "vanilla")
@@ -22,6 +23,7 @@ class SearchSettings:
     max_depth: int = 64  # segments per trajectory, d_T; a node at this depth is terminal; D in shapes
     segment_length: int = 256  # tokens per segment; S in shapes
     num_trajectories: int = 8  # credited terminals after which the search is finished; M in shapes
+    trajectories_if_solved: int = 0  # after which it is finished if a correct one is among them; 0 = num_trajectories
     capacity: int = 1536  # node slots; N in shapes; memory is 12 * capacity * segment_length bytes per tree
 
     picks_per_step: int = 1  # nodes of one tree expanded together; F in shapes, and the compiled step grows with it
@@ -29,6 +31,10 @@ class SearchSettings:
     # "eager": an expansion makes all children of its node (the paper). "lazy": it makes one child; a descent goes on
     # through it, a sibling is made only when the frontier picks that place (then negative_choice never has a choice).
     expansion: str = "eager"
+
+    # "independent": children of a node are samples of the policy, equal ones among them (the paper). "distinct": a
+    # child is a sample among all segments that its siblings are not; lazy expansion only.
+    siblings: str = "independent"
 
     # Budgets: a cursor whose expansion does not fit waits; a tree in which none fits ends with what it has.
     node_budget: int = 0  # most nodes of a tree, root counted; 0 = capacity
@@ -48,7 +54,8 @@ class SearchSettings:
     frontier_value_weight: float = 0.4  # lambda1, of tanh(q_value of the parent)
     frontier_entropy_weight: float = 0.0  # lambda2, of H, a mean token negative log-prob (nats)
     confidence: str = "fixed"  # lambda2 is "fixed", or "adaptive": each tree has its own, given when it starts
-    frontier_entropy: str = "own"  # H over: "own" the node's segment (Eq. 7) | "path" its prefix | "children" theirs
+    # H over: "own" the node's segment (Eq. 7) | "path" its prefix | "children" theirs; "excess": see frontier_entropies
+    frontier_entropy: str = "own"
     frontier_depth_weight: float = 0.01  # lambda3, of the depth bonus
     frontier_own_value_weight: float = 0.0  # lambda4, of tanh(q_value of the node itself); not in the paper
     depth_bonus: str = "sqrt"  # Eq. 7: "sqrt" sqrt(d/d_T) | "log" ln(d+1) | "constant" d
@@ -70,12 +77,14 @@ class SearchSettings:
     def __post_init__(self) -> None:
         for name in ("expansion_width", "max_depth", "segment_length", "num_trajectories", "picks_per_step"):
             self._check(getattr(self, name) >= 1, name, "at least 1")
-        for name in ("node_budget", "token_budget", "min_width", "width_decay", "num_grafts", "sample_credits"):
+        for name in ("trajectories_if_solved", "node_budget", "token_budget", "min_width", "width_decay", "num_grafts",
+                     "sample_credits"):  # fmt: skip
             self._check(getattr(self, name) >= 0, name, "0 (off) or more")
         for name, choices in (
             ("expansion", EXPANSIONS),
             ("backtrace", BACKTRACES),
             ("frontier_entropy", FRONTIER_ENTROPIES),
+            ("siblings", SIBLINGS),
             ("depth_bonus", DEPTH_BONUSES),
             ("negative_choice", NEGATIVE_CHOICES),
             ("backup_rule", BACKUP_RULES),
@@ -110,6 +119,26 @@ class SearchSettings:
                 f'backtrace="frontier" and force_to_frontier=True, not backtrace={self.backtrace!r} and '
                 f'force_to_frontier={self.force_to_frontier}; only expansion="eager" with picks_per_step=1 revisits'
             )
+        if self.are_distinct and not self.is_lazy:
+            raise ValueError(
+                f"siblings={self.siblings!r} with expansion={self.expansion!r}: children that are made together do not "
+                'know each other; set expansion="lazy", or siblings="independent"'
+            )
+        if self.trajectories_if_solved > self.num_trajectories:
+            raise ValueError(
+                f"trajectories_if_solved={self.trajectories_if_solved} is above num_trajectories="
+                f"{self.num_trajectories}, after which every search ends; lower it, or set 0"
+            )
+        if self.frontier_entropy == "excess" and not self.are_distinct:
+            raise ValueError(
+                f"frontier_entropy={self.frontier_entropy!r} with siblings={self.siblings!r} would ask for the "
+                'likeliest child again and again; set siblings="distinct", or frontier_entropy="path"'
+            )
+        if self.confidence == "adaptive" and self.frontier_entropy == "excess":
+            raise ValueError(
+                f"confidence={self.confidence!r} is measured of means per token and frontier_entropy="
+                f'{self.frontier_entropy!r} is no such mean; use confidence="fixed", or frontier_entropy="path"'
+            )
         self._check(-1.0 <= self.incomplete_score < 1.0, "incomplete_score", "in [-1, 1)")
         self._check(0.0 <= self.min_depth_weight <= 1.0, "min_depth_weight", "in [0, 1]")
         self._check(self.exploration >= 0.0, "exploration", "0 or more")
@@ -125,6 +154,11 @@ class SearchSettings:
     def is_lazy(self) -> bool:
         """Whether an expansion makes one child only."""
         return self.expansion == "lazy"
+
+    @property
+    def are_distinct(self) -> bool:
+        """Whether no child of a node equals another one."""
+        return self.siblings == "distinct"
 
     @property
     def children_per_expansion(self) -> int:

@@ -130,7 +130,7 @@ def init_tree(settings: SearchSettings) -> Tree:
         return jnp.full(shape, fill, dtype)
 
     num_started = min(settings.picks_per_step, settings.expansion_width, settings.max_nodes - 1)
-    num_started = num_started if settings.is_lazy else 1
+    num_started = num_started if settings.is_lazy and not settings.are_distinct else 1
     is_started = jnp.arange(settings.picks_per_step) < num_started
     return Tree(
         parent=filled((N,), NO_NODE),

@@ -83,6 +83,21 @@ def test_the_papers_baseline_is_the_mean_over_all_terminals_of_the_tree():
     np.testing.assert_allclose(np.concatenate(got[1]), [1, -1], atol=1e-6)
 
 
+def test_advantages_against_siblings_are_for_trees_alone():
+    # Two steps of two tokens from the prompt, log-probs -.5 a token: e^-1 each, and what is left of 1 counts as wrong.
+    # The second path goes on with a step that has nothing right beside it.
+    right, wrong = response(1.0, (2,)), response(-1.0, (2, 1), first_token=5)
+    tree = group(right, wrong)
+    tree.terminal_rewards = np.array([1, -1], np.float32)
+    settings = AdvantageSettings(level="siblings")
+    p = math.exp(-1)
+    b = p - (1 - p)
+    got = node_advantages([tree, group(right, wrong)], settings)
+    np.testing.assert_allclose(got[0][0], [1 - b], atol=1e-6)
+    np.testing.assert_allclose(got[0][1], [(-1 - b) * p, 0], atol=1e-6)
+    np.testing.assert_allclose(np.concatenate(got[1]), [1, -1, -1], atol=1e-6)  # direct: the score less the mean
+
+
 def test_advantages_do_not_depend_on_the_company():
     one = group(response(1.0, (2, 1), [0.5, 1.0]), response(-1.0, (3,), [-1.0]))
     other = group(*[response(float(s), (1,) * 7) for s in (1, -1, -1, 1, -1)])

@@ -23,8 +23,8 @@ def policy():
     return build_policy(settings.model, ParityTask(), SEARCH, seed=3)
 
 
-def make_sampler(policy, *, num_slots=4, num_devices=1, task=None, search=SEARCH):
-    rollout = dataclasses.replace(tiny_settings().rollout, num_slots=num_slots)
+def make_sampler(policy, *, num_slots=4, num_devices=1, task=None, search=SEARCH, temperature=1.0):
+    rollout = dataclasses.replace(tiny_settings().rollout, num_slots=num_slots, temperature=temperature)
     return Sampler(
         task or ParityTask(), policy[0], search, rollout, run_key=jax.random.key(5),
         mesh=build_mesh(num_devices), check_stop=lambda: None, advance=lambda done, detail: None,
@@ -80,6 +80,46 @@ def test_trees_do_not_depend_on_slots_order_or_devices(policy, searched, num_slo
     problems = list(reversed(sampler.task.train_problems[:6]))
     groups, _ = sampler.search(policy[1], problems, (0, 1))
     assert by_problem(groups) == by_problem(searched[1])
+
+
+DISTINCT = dataclasses.replace(
+    SEARCH, expansion="lazy", siblings="distinct", frontier_entropy="excess", frontier_entropy_weight=-1.0,
+    picks_per_step=2, num_trajectories=6, expansion_width=4, capacity=40,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("siblings", ["distinct", "independent"])
+def test_distinct_siblings_differ_in_every_tree(policy, siblings):
+    changes = {} if siblings == "distinct" else {"siblings": siblings, "frontier_entropy": "path"}
+    # Cold, so that independent children are often equal.
+    sampler = make_sampler(policy, search=dataclasses.replace(DISTINCT, **changes), temperature=0.2)
+    groups, _ = sampler.search(policy[1], sampler.task.train_problems[:6], (0, 1))
+    sizes = [len(group.responses) for group in groups]
+    found = [len({tuple(response.tokens) for response in group.responses}) for group in groups]
+    assert min(sizes) > 3
+    assert (found == sizes) == (siblings == "distinct")
+
+
+def test_distinct_trees_do_not_depend_on_slots_order_or_devices(policy):
+    alone = make_sampler(policy, search=DISTINCT)
+    problems = alone.task.train_problems[:6]
+    groups, _ = alone.search(policy[1], problems, (0, 1))
+    spread = make_sampler(policy, search=DISTINCT, num_slots=8, num_devices=8)
+    others, _ = spread.search(policy[1], list(reversed(problems)), (0, 1))
+    assert by_problem(groups) == by_problem(others)
+
+
+def test_a_search_with_a_right_answer_ends_early(policy):
+    early = dataclasses.replace(DISTINCT, trajectories_if_solved=2, picks_per_step=1)
+    sampler = make_sampler(policy, search=early)
+    groups, _ = sampler.search(policy[1], sampler.task.train_problems[:6], (0, 1))
+    lengths = set()
+    for group in groups:
+        right = [response.outcome == Outcome.CORRECT for response in group.responses]
+        lengths.add(len(right))
+        # It ends with the first right one, or with the one after it if that was the very first.
+        assert len(right) == (max(right.index(True) + 1, 2) if any(right) else 6)
+    assert len(lengths) > 1
 
 
 def test_another_step_samples_anew(policy, searched):

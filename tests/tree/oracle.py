@@ -91,6 +91,8 @@ class Search:
         if node.ends or missing <= 0:
             return 0
         here = self.cursors.count(node)
+        if self.lazy and self.settings.siblings == "distinct" and here:
+            return 0
         if self.lazy:
             return missing - here
         return 0 if here or node.parent is None else 1
@@ -134,7 +136,7 @@ class Search:
         nodes, self.cursors, reasons = self.cursors, [], set()
         for node, fresh in zip(nodes, made):
             met_terminal = self.back_up(fresh) if node else False
-            if len(self.credited) == self.settings.num_trajectories:
+            if self.has_enough():
                 self.status, self.cursors = "FINISHED", [None] * len(nodes)
                 return
             going_to = self.next_node(node, fresh, met_terminal)
@@ -144,6 +146,11 @@ class Search:
         if not any(self.cursors):
             order = ["OUT_OF_TOKENS", "OUT_OF_NODES", "EXHAUSTED"]
             self.status = next(reason for reason in order if reason in reasons)
+
+    def has_enough(self) -> bool:
+        s, count = self.settings, len(self.credited)
+        solved = any(leaf.reward == 1 for leaf in self.credited)
+        return count == s.num_trajectories or bool(solved and 0 < s.trajectories_if_solved <= count)
 
     def back_up(self, fresh: list[Node]) -> bool:
         """One pass; tells whether a terminal was among the candidates."""
@@ -240,6 +247,12 @@ class Search:
         """The term H."""
         if self.settings.frontier_entropy == "own":
             return node.entropy
+        if self.settings.frontier_entropy == "excess":
+            masses = [math.exp(child.own_sum) for child in node.children]
+            mass = max(min([1 - sum(masses), *masses]), 1e-6)
+            firsts = [other.children[0] for other in self.nodes if other.children]
+            usual = -sum(n.own_sum for n in firsts) / max(sum(n.own_tokens for n in firsts), 1)
+            return -node.path_sum - math.log(mass) - usual * node.path_tokens
         if self.settings.frontier_entropy == "path" or not node.children:
             return node.surprise
         total, count = sum(child.own_sum for child in node.children), sum(child.own_tokens for child in node.children)

@@ -79,6 +79,16 @@ SWITCHES = {
         "token_budget": 46,
         "num_trajectories": 12,
     },
+    "lazy_distinct_excess": {
+        "expansion": "lazy",
+        "siblings": "distinct",
+        "picks_per_step": 3,
+        "frontier_entropy": "excess",
+        "frontier_entropy_weight": -1.0,
+        "num_trajectories": 14,
+        "trajectories_if_solved": 4,
+    },
+    "enough_if_solved_uct": {"trajectories_if_solved": 3, "backtrace": "uct", "num_trajectories": 12},
     "lazy_small_capacity": {"expansion": "lazy", "picks_per_step": 4, "capacity": 18, "num_trajectories": 40},
 }
 

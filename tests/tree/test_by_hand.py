@@ -49,6 +49,24 @@ def two_levels(**changes):
     return expand(at(tree, 1), segments([2, 2], [-1.5, -3.0]), settings=settings), settings
 
 
+def test_what_a_next_child_may_have_and_the_excess_of_a_place():
+    lazy = {"expansion": "lazy", "siblings": "distinct", "frontier_entropy": "excess", "frontier_entropy_weight": -1.0}
+    tree, settings = two_levels()
+    settings = dataclasses.replace(settings, **lazy)
+    # Children of the root: e^-1 and e^-2, of node 2: e^-.5 and e^-4, of node 1: e^-3 and e^-6; the others have none.
+    mass = search.next_child_mass(tree, settings)
+    np.testing.assert_allclose(mass[:4], [math.exp(-2), math.exp(-6), math.exp(-4), 1.0], rtol=1e-6)
+    sure = expand(search.init_tree(SETTINGS), segments([2, 2], [-1e-9, -0.01]))
+    np.testing.assert_allclose(search.next_child_mass(sure, settings)[0], 1e-6)  # no room is left, and never below that
+    roomy = expand(search.init_tree(SETTINGS), segments([2, 2], [-0.25, -0.5]))
+    used = math.exp(-0.5) + math.exp(-1)
+    assert used < 1
+    np.testing.assert_allclose(search.next_child_mass(roomy, settings)[0], 1 - used, rtol=1e-5)
+    # First children are 1, 3 and 5: (1 + .5 + 3) nats on six tokens, .75 a token.
+    want = [2 - 0.0, 1 + 6 - 1.5, 2 + 4 - 1.5, 2 + 0.5 + 0 - 3.0]
+    np.testing.assert_allclose(search.frontier_entropies(tree, settings)[:4], want, rtol=1e-6)
+
+
 def test_children_take_the_next_slots_and_their_place_in_depth_first_order():
     tree, _ = two_levels()
     assert tree.parent.tolist() == [-1, 0, 0, 2, 2, 1, 1, -1, -1]
