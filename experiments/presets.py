@@ -72,6 +72,30 @@ def set_adaptive(config: ConfigDict) -> None:
     config.advantage.drop_uniform = True
 
 
+def set_best_first(config: ConfigDict) -> None:
+    """Sets what searches in the order of likelihood and compares each step with those beside it.
+
+    Cold children drawn without replacement; the likeliest prefix that is still to be made goes first; a search ends with
+    a right answer and one beside it, and goes on to 32 where there is none. docs/best_first.md has what each part is for.
+    """
+    config.rounds.search_when = "always"
+    config.rounds.filter_problems = False
+    config.rollout.temperature = 0.4
+    search = config.search
+    search.expansion = "lazy"
+    search.siblings = "distinct"
+    search.expansion_width = 8
+    search.picks_per_step = 2
+    search.frontier_entropy = "excess"
+    search.frontier_entropy_weight = -1.0
+    search.confidence = "fixed"
+    search.num_trajectories = 32
+    search.trajectories_if_solved = 2
+    search.capacity = 161
+    config.advantage.level = "siblings"
+    config.advantage.drop_uniform = True
+
+
 # Every setting in which the `dapo` preset differs from the `paper` preset, and why; a test compares the two.
 PAPER_TO_DAPO = {
     "method": "direct rollouts in place of trees, batches drawn until their groups are mixed",

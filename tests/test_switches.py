@@ -22,7 +22,7 @@ from deepsearch_jax.data.degenerate import is_degenerate
 from deepsearch_jax.objective import reduce_loss, tree_advantages, tree_grpo_loss
 from deepsearch_jax.policy import ModelConfig
 from deepsearch_jax.runtime import RunSettings
-from deepsearch_jax.runtime.groups import drop_unteachable, pack
+from deepsearch_jax.runtime.groups import drop_unteachable, node_advantages, pack
 from deepsearch_jax.runtime.learning import Learner
 from deepsearch_jax.runtime.rollout_step import sample_step
 from deepsearch_jax.runtime.rollouts import grafting
@@ -70,6 +70,13 @@ def one_pass(settings):
     return tree.value, tree.status, info.chosen, info.next_node
 
 
+def after_a_right_one(settings):
+    """The pass that credits terminal 5, if it were right."""
+    tree = small_tree()
+    right = dataclasses.replace(tree, outcome=tree.outcome.at[5].set(Outcome.CORRECT))
+    return search.backup_passes(right, jax.random.key(1), settings.search)[0].status
+
+
 def after_backup(settings):
     """Of the terminal as it is, wrong, and as if it were right."""
     tree = small_tree()
@@ -87,6 +94,13 @@ def advantages(settings):
         jnp.ones(2, bool), settings.advantage, segment_lengths=jnp.array([[2, 3], [4, 4]]),
         terminal_rewards=jnp.array([1.0, -1, -1, -1]), is_terminal=jnp.ones(4, bool),
     )  # fmt: skip
+
+
+def of_a_tree(settings):
+    """A right and a wrong path of two nodes."""
+    tree = group(response(1.0, (1, 1), [0.5, 1.0]), response(-1.0, (1, 1), [-0.3, -1.0], first_token=5))
+    tree.terminal_rewards = np.array([1, -1], np.float32)
+    return node_advantages([tree], settings.advantage)[0]
 
 
 def loss(settings):
@@ -227,13 +241,19 @@ CASES = {
     "search.force_to_frontier": Case(one_pass),
     "search.frontier_value_weight": Case(scores),
     "search.frontier_entropy_weight": Case(scores),
-    "search.frontier_entropy": Case(scores, {"search.frontier_entropy_weight": -3.0}),
+    "search.frontier_entropy": Case(
+        scores, {"search.frontier_entropy_weight": -3.0, "search.expansion": "lazy", "search.siblings": "distinct"}
+    ),
     "search.confidence": Case(scores, {"search.frontier_entropy_weight": -3.0}),
     "search.frontier_depth_weight": Case(scores),
     "search.depth_bonus": Case(scores),
     "search.frontier_own_value_weight": Case(scores),
     "search.expansion": Case(scores),
     "search.picks_per_step": Case(lambda s: search.init_tree(s.search).cursors),
+    "search.siblings": Case(
+        lambda s: search.init_tree(s.search).cursors, {"search.expansion": "lazy", "search.picks_per_step": 2}
+    ),
+    "search.trajectories_if_solved": Case(after_a_right_one),
     "search.sample_credits": Case(credited_samples),
     "search.min_width": Case(lambda s: search.width_at_depth(jnp.arange(4), s.search)),
     "search.num_trajectories": Case(one_pass),
@@ -245,7 +265,7 @@ CASES = {
     "search.reference_eos_is_pad": Case(
         lambda s: expand(at(two_levels()[0], 3), segments([1, 2], [-1.0, -2.0]), settings=s.search).path_entropy
     ),
-    "advantage.level": Case(advantages),
+    "advantage.level": Case(of_a_tree),
     "advantage.normalisation": Case(advantages, {"advantage.alpha": 0.5, "advantage.baseline": "terminal_rewards"}),
     "advantage.baseline": Case(advantages, {"advantage.overlong_max_length": 8, "advantage.overlong_buffer": 4}),
     "advantage.soft_clip_max": Case(advantages),

@@ -23,6 +23,18 @@ ADAPTIVE = Method(
         "search.frontier_entropy": "path", "search.frontier_entropy_weight": 0.0, "advantage.drop_uniform": True,
     },
 )  # fmt: skip
+# The likeliest prefix first, children without replacement, steps against their siblings: the values of
+# `presets.set_best_first`.
+BEST_FIRST = Method(
+    "best first",
+    {
+        "rounds.search_when": "always", "rounds.filter_problems": False, "rollout.temperature": 0.4,
+        "search.expansion": "lazy", "search.siblings": "distinct", "search.expansion_width": 8,
+        "search.picks_per_step": 2, "search.frontier_entropy": "excess", "search.frontier_entropy_weight": -1.0,
+        "search.num_trajectories": 32, "search.trajectories_if_solved": 2, "search.capacity": 161,
+        "advantage.level": "siblings", "advantage.drop_uniform": True,
+    },
+)  # fmt: skip
 EAGER = Method("eager", {**_OWN})
 EAGER_PATH = Method("eager path", {**_PATH, "search.frontier_depth_weight": 0.5})
 # No opinion on whether a confident prefix is a right one, and a small preference of what was unlikely.

@@ -23,9 +23,9 @@ from experiments.compare.suite import (
     write_suite,
 )
 from experiments.configs import quickstart
-from experiments.presets import set_adaptive
+from experiments.presets import set_adaptive, set_best_first
 from experiments.settings import all_settings
-from experiments.suites.methods import ADAPTIVE
+from experiments.suites.methods import ADAPTIVE, BEST_FIRST
 from tests.compare.test_measure import eval_row, train_row, write_run
 from tests.compare.tiny_suite import get_suite
 
@@ -163,9 +163,10 @@ def test_report_of_unfinished_runs_says_what_is_missing(tmp_path, monkeypatch):
     assert ratio == {"level": 0.5, "baseline": "grpo", "ratio": (2.0, 2.0, 2.0)}
 
 
-def test_the_adaptive_method_of_the_suites_is_the_preset():
+@pytest.mark.parametrize(("set_values", "of_suites"), [(set_adaptive, ADAPTIVE), (set_best_first, BEST_FIRST)])
+def test_methods_of_the_suites_are_the_presets(set_values, of_suites):
     plain, preset, method = quickstart.get_config(), quickstart.get_config(), quickstart.get_config()
-    set_adaptive(preset)
-    method.update_from_flattened_dict(ADAPTIVE.overrides)
+    set_values(preset)
+    method.update_from_flattened_dict(of_suites.overrides)
     assert differing_keys(preset.to_dict(), plain.to_dict())
     assert differing_keys(preset.to_dict(), method.to_dict()) == []
