@@ -75,8 +75,8 @@ def set_adaptive(config: ConfigDict) -> None:
 def set_best_first(config: ConfigDict) -> None:
     """Sets what searches in the order of likelihood and compares each step with those beside it.
 
-    Cold children drawn without replacement; the likeliest prefix that is still to be made goes first; a search ends with
-    a right answer and one beside it, and goes on to 32 where there is none. docs/best_first.md has what each part is for.
+    Cold children drawn without replacement; the likeliest prefix that is still to be made goes first; a search ends
+    with a right answer and one beside it, and goes on to 32 where there is none. See docs/best_first.md.
     """
     config.rounds.search_when = "always"
     config.rounds.filter_problems = False

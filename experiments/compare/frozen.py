@@ -108,6 +108,7 @@ def _summary(seeds: list[list[dict[str, Any]]], draws: int) -> dict[str, Any]:
     problems = len(correct[0])
     return {
         "seeds": len(seeds), "correct_per_1000": per_token(correct), "distinct_per_1000": per_token(distinct),
+        "solved_per_1000": per_token([s.astype(float) for s in solved]),
         "solved": statistics.mean_estimate([s.astype(float) for s in solved], draws=draws), **mean,
         "cpu_ms_per_problem": float(np.median([1000 * row["cpu_seconds"] / problems for row in last])),
         "cpu_ms_per_expansion": float(np.median([

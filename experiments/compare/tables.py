@@ -155,11 +155,11 @@ def _starts(settings: dict[str, Any]) -> list[str]:
 
 def _frozen(methods: dict[str, Any]) -> list[str]:
     rows = [
-        [name, *(estimate(row[key]) for key in ("correct_per_1000", "distinct_per_1000", "solved")),
+        [name, *(estimate(row[key]) for key in ("correct_per_1000", "distinct_per_1000", "solved_per_1000", "solved")),
          *(number(row[key]) for key in ("reward", "depth", "entropy", "expansions", "nodes", "tokens",
                                         "cpu_ms_per_problem", "cpu_ms_per_expansion"))]
         for name, row in methods.items()
     ]  # fmt: skip
-    head = ["search", "correct per 1,000 tokens", "distinct ones", "problems solved", "reward", "depth",
+    head = ["search", "correct per 1,000 tokens", "distinct ones", "problems solved", "share solved", "reward", "depth",
             "nats a token", "expansions", "nodes", "tokens", "CPU ms a problem", "CPU ms an expansion"]  # fmt: skip
     return table(head, rows)

@@ -1,16 +1,17 @@
 """The embedded default: arithmetic chains, a small character model from nothing, minutes on a laptop CPU.
 
-Variants: `deepsearch` (default), `adaptive` (search only where direct samples give no signal), `paper` (the authors'
-settings), `grpo`, `dapo`, and `short`, a run of a minute for a first look.
+Variants: `deepsearch` (default), `best_first` (distinct children in the order of likelihood), `adaptive` (search only
+where direct samples give no signal), `paper` (the authors' settings), `grpo`, `dapo`, and `short`, a run of a minute
+for a first look.
 """
 
 from ml_collections import ConfigDict
 
 from deepsearch_jax.config import to_config
 from deepsearch_jax.runtime import RunSettings
-from experiments.presets import set_adaptive, set_dapo, set_outcome_scores, set_paper
+from experiments.presets import set_adaptive, set_best_first, set_dapo, set_outcome_scores, set_paper
 
-VARIANTS = ("deepsearch", "adaptive", "paper", "grpo", "dapo", "short")
+VARIANTS = ("deepsearch", "best_first", "adaptive", "paper", "grpo", "dapo", "short")
 
 
 def get_config(variant: str = "deepsearch") -> ConfigDict:
@@ -64,6 +65,10 @@ def get_config(variant: str = "deepsearch") -> ConfigDict:
     config.evaluation.num_samples = 4
     config.checkpoint.every_steps = 5
 
+    if variant == "best_first":
+        set_best_first(config)
+        config.optimizer.learning_rate = 2e-4  # higher rates did worse with it (docs/best_first.md)
+        config.rounds.problems_per_update = 32
     if variant == "adaptive":
         set_adaptive(config)
         config.search.expansion = "lazy"  # docs/adaptive.md: ahead of eager early on, level at the end

@@ -49,7 +49,7 @@ def small_run(problem_lengths: tuple[int, ...]) -> ConfigDict:
     config.cache.page_length = 5 * (longest + 1)
     config.filter.min_direct = 4
 
-    config.optimizer.learning_rate = 6e-4
+    config.optimizer.learning_rate = 2e-4
     config.optimizer.warmup_steps = 0
     config.optimizer.weight_decay = 0.01
     config.optimizer.b2 = 0.99

@@ -1,7 +1,10 @@
-"""The paper's Tables 3 to 6 and the project's own switches, each against `eager` (sparse setting) on five seeds."""
+"""The paper's Tables 3 to 6 and the project's own switches, each against `eager` (sparse setting) on five seeds.
+
+The parts of `best first` are left out of it one at a time.
+"""
 
 from experiments.compare.suite import Method, Overrides, Suite
-from experiments.suites.methods import ADAPTIVE, DAPO, DEEPSEARCH, EAGER, EAGER_PATH, GRPO
+from experiments.suites.methods import ADAPTIVE, BEST_FIRST, DAPO, DEEPSEARCH, EAGER, EAGER_PATH, GRPO
 
 # Table 6: five rounds, each on what is still hard, with the cache kept between them.
 _ROUNDS = {
@@ -14,6 +17,10 @@ def _changed(name: str, overrides: Overrides) -> Method:
     return Method(name, {**EAGER.overrides, **overrides})
 
 
+def _without(part: str, overrides: Overrides) -> Method:
+    return Method(f"best first: {part}", {**BEST_FIRST.overrides, **overrides})
+
+
 def get_suite() -> Suite:
     return Suite(
         name="ablations",
@@ -21,7 +28,7 @@ def get_suite() -> Suite:
         settings=("sparse",),
         ours="eager",
         methods=(
-            EAGER, ADAPTIVE, DEEPSEARCH, EAGER_PATH, GRPO, DAPO,
+            EAGER, BEST_FIRST, ADAPTIVE, DEEPSEARCH, EAGER_PATH, GRPO, DAPO,
             # Table 3: selection.
             _changed("uct", {"search.backtrace": "uct", "search.force_to_frontier": False}),
             _changed("depth log", {"search.depth_bonus": "log"}),
@@ -40,6 +47,12 @@ def get_suite() -> Suite:
             _changed("no cache", {"cache.capacity": 0}),
             _changed("five rounds", _ROUNDS),
             _changed("width 4", {"search.expansion_width": 4, "search.capacity": 161}),
+            # Each part of `best first` left out.
+            _without("siblings may be equal", {"search.siblings": "independent", "search.frontier_entropy": "path"}),
+            _without("by confidence", {"search.frontier_entropy": "path", "search.frontier_entropy_weight": -10.0}),
+            _without("T = 1", {"rollout.temperature": 1.0}),
+            _without("tree's mean", {"advantage.level": "node"}),
+            _without("8, no early end", {"search.num_trajectories": 8, "search.trajectories_if_solved": 0}),
         ),
         seeds=(0, 1, 2, 3, 4),
         levels=(0.1, 0.3, 0.5),

@@ -1,7 +1,7 @@
 """Policies that stay as they are: what searches find per token where the mode is right (sparse) and wrong (plateau)."""
 
-from experiments.compare.suite import Method, Suite
-from experiments.suites.methods import DEEPSEARCH, EAGER, EAGER_PATH, GRPO
+from experiments.compare.suite import Method, Overrides, Suite
+from experiments.suites.methods import BEST_FIRST, DEEPSEARCH, EAGER, EAGER_PATH, GRPO
 
 
 def _lazy(name: str, entropy: str, weight: float, depth: float = 0.01) -> Method:
@@ -14,6 +14,10 @@ def _lazy(name: str, entropy: str, weight: float, depth: float = 0.01) -> Method
     )  # fmt: skip
 
 
+def _changed(name: str, overrides: Overrides) -> Method:
+    return Method(name, {**BEST_FIRST.overrides, **overrides})
+
+
 def _eager(name: str, **changes: float | str | bool) -> Method:
     return Method(name, {**EAGER.overrides, **{f"search.{key}": value for key, value in changes.items()}})
 
@@ -24,11 +28,16 @@ def get_suite() -> Suite:
         title="64 problems a seed, searched twice by the policy before RL; nothing is trained.",
         kind="frozen",
         settings=("sparse", "moderate", "plateau", "countdown"),
-        ours="deepsearch",
+        ours="best first",
         methods=(
             Method("direct, T=1", GRPO.overrides),
             Method("direct, T=0.7", {**GRPO.overrides, "rollout.temperature": 0.7}),
             Method("direct, T=1.3", {**GRPO.overrides, "rollout.temperature": 1.3}),
+            BEST_FIRST,
+            _changed("best first, T=0.7", {"rollout.temperature": 0.7}),
+            _changed("best first, T=1", {"rollout.temperature": 1.0}),
+            _changed("best first, 8", {"search.num_trajectories": 8}),
+            _changed("best first, independent", {"search.siblings": "independent", "search.frontier_entropy": "path"}),
             DEEPSEARCH,
             _lazy("lazy path l2=-10", "path", -10.0),
             _lazy("lazy path l2=0", "path", 0.0),

@@ -36,6 +36,7 @@ def test_figures_by_hand(tmp_path):
     found = collect_frozen(FROZEN, tmp_path, cells(FROZEN), draws=50)["tiny"]["deepsearch"]
     assert found["correct_per_1000"].value == pytest.approx(1000 * 4 / 800)
     assert found["distinct_per_1000"].value == pytest.approx(1000 * 3 / 800)
+    assert found["solved_per_1000"].value == pytest.approx(1000 * 3 / 800)  # both of two problems, then one
     assert found["solved"].value == pytest.approx(3 / 4)  # of two problems, twice
     # Of the second search, which found its programs compiled: .5 seconds for two problems of five expansions.
     assert found["cpu_ms_per_problem"] == pytest.approx(250)
