@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from deepsearch_jax.decode.forward import Layered, forward, stack_layers
 from deepsearch_jax.decode.pages import KVPages
 from deepsearch_jax.decode.prefix import (
+    add_last_token,
     encode_missing,
     gather_prefix,
     keep_missing,
@@ -80,9 +81,14 @@ def decode_children(
         (empty(num_rows, 1, 1), empty(num_rows, 1, 1)), jnp.int32(0),
     )  # fmt: skip
     new_keys, new_values = (stack_layers(cache)[:, :, 0, :, 0] for cache in last_kv)
-    pages, prefix = store_last_token(pages, prefix, request, prompt_lengths, (new_keys, new_values))
-    if settings.recompute and request.keep_pages is not None:
-        pages = keep_missing(pages, prefix, request)
+    is_prompt = not request.path_pages.shape[1] and request.slots is None
+    if is_prompt:
+        # The prompts are the whole prefix; inactive rows miss their last token there, nobody reads them.
+        pages = store_last_token(pages, request, prompt_lengths, (new_keys, new_values))
+        prefix = gather_prefix(pages, request, is_unrolled)
+    else:
+        room = pages.prompt_keys.shape[3]
+        prefix = add_last_token(prefix, request, prompt_lengths, room, settings.segment_length, (new_keys, new_values))
     mask = prefix_tokens <= num_before[:, None]
 
     def draw(loop: _Loop, scores: jax.Array, per_row: bool) -> Sample:
@@ -138,7 +144,13 @@ def decode_children(
     )  # fmt: skip
     loop = append(start, draw(start, first_logits[:, 0], False))
     loop = jax.lax.while_loop(goes_on, body, loop)
-    return store_children(pages, request, loop.own), loop.segments, recomputed
+    # All pages are written here, behind all that reads them, so that they can be written in place.
+    pages = store_children(pages, request, loop.own)
+    if not is_prompt:
+        pages = store_last_token(pages, request, prompt_lengths, (new_keys, new_values), loop.step <= length)
+        if settings.recompute and request.keep_pages is not None:
+            pages = keep_missing(pages, prefix, request)
+    return pages, loop.segments, recomputed
 
 
 def _append(loop: _Loop, sample: Sample, settings: DecodeSettings, stop_table: StopTable | None) -> _Loop:

@@ -114,38 +114,58 @@ def token_of_slot(pages: KVPages, request: DecodeRequest, prompt_lengths: jax.Ar
     )
 
 
-def store_last_token(
-    pages: KVPages, prefix: tuple[Layered, Layered], request: DecodeRequest, prompt_lengths: jax.Array,
+def _put(cache: Layered, value: jax.Array, where: jax.Array, at: jax.Array) -> Layered:
+    """Writes [L, R, Hkv, Dh] to places (where [R], at [R]) of a cache [L, X, Hkv, T, Dh]; out of range is dropped."""
+    if isinstance(cache, tuple):
+        return tuple(c.at[where, :, at].set(v, mode="drop") for c, v in zip(cache, value))
+    return cache.at[:, where, :, at].set(value.swapaxes(0, 1), mode="drop")  # indexed axes come first
+
+
+def add_last_token(
+    prefix: tuple[Layered, Layered], request: DecodeRequest, prompt_lengths: jax.Array, room: int, length: int,
     new: tuple[jax.Array, jax.Array],
-) -> tuple[KVPages, tuple[Layered, Layered]]:  # fmt: skip
-    """Puts keys and values [L, R, Hkv, Dh] of the prefix's last token into their page and into the gathered copy."""
+) -> tuple[Layered, Layered]:  # fmt: skip
+    """Puts keys and values [L, R, Hkv, Dh] of the prefix's last token into the gathered copy.
+
+    Args:
+      room: tokens of a prompt's room; length: of a segment.
+    """
+    rows, at = jnp.arange(request.depth.shape[0]), _last_token_in_prefix(request, prompt_lengths, room, length)
+    keys, values = (_put(cache, value, rows, at) for cache, value in zip(prefix, new))
+    return keys, values
+
+
+def _last_token_in_prefix(request: DecodeRequest, prompt_lengths: jax.Array, room: int, length: int) -> jax.Array:
+    return jnp.where(request.depth == 0, prompt_lengths, room + request.depth * length) - 1
+
+
+def store_last_token(
+    pages: KVPages, request: DecodeRequest, prompt_lengths: jax.Array, new: tuple[jax.Array, jax.Array],
+    after: jax.Array | bool = True,
+) -> KVPages:  # fmt: skip
+    """Puts keys and values [L, R, Hkv, Dh] of the prefix's last token into their page, or the prompt's.
+
+    XLA writes in place only what nothing reads any more by the dependencies of the program, whatever their order on the
+    device. The last layer's part of the gathered copy is no ancestor of `new`, so that all pages would be copied.
+
+    Args:
+      after: [] bool, always True; a result of what reads the pages as they were.
+    """
     room, length = pages.prompt_keys.shape[3], pages.keys.shape[3]
-    rows = jnp.arange(request.depth.shape[0])
-    slots = rows if request.slots is None else request.slots
-    is_root = request.depth == 0
-    in_prefix = jnp.where(is_root, prompt_lengths, room + request.depth * length) - 1
+    slots = jnp.arange(request.depth.shape[0]) if request.slots is None else request.slots
+    is_root, active = request.depth == 0, request.active & after
     # Out of range is dropped. Rows that continue one root write the same numbers to the same place.
-    in_prompt = jnp.where(is_root & request.active, in_prefix, room)
-
-    def put(cache: Layered, value: jax.Array, where: jax.Array, at: jax.Array) -> Layered:
-        if isinstance(cache, tuple):
-            return tuple(c.at[where, :, at].set(v, mode="drop") for c, v in zip(cache, value))
-        return cache.at[:, where, :, at].set(value.swapaxes(0, 1), mode="drop")  # indexed axes come first
-
-    prompts = [put(c, v, slots, in_prompt) for c, v in zip((pages.prompt_keys, pages.prompt_values), new)]
+    in_prompt = jnp.where(is_root & active, _last_token_in_prefix(request, prompt_lengths, room, length), room)
+    prompts = [_put(c, v, slots, in_prompt) for c, v in zip((pages.prompt_keys, pages.prompt_values), new)]
     pages = dataclasses.replace(pages, prompt_keys=prompts[0], prompt_values=prompts[1])
-    if request.path_pages.shape[1] and pages.num_pages:
-        own = jnp.maximum(request.depth - 1, 0)[:, None]
-        own_page = jnp.take_along_axis(request.path_pages, own, axis=1)[:, 0]
-        own_page = jnp.where(~is_root & request.active & (own_page >= 0), own_page, pages.num_pages)
-        last = jnp.full_like(own_page, length - 1)
-        keys, values = (put(c, v, own_page, last) for c, v in zip((pages.keys, pages.values), new))
-        pages = dataclasses.replace(pages, keys=keys, values=values)
-    if not request.path_pages.shape[1] and request.slots is None:
-        # The prompts are the whole prefix; inactive rows miss their last token there, nobody reads them.
-        return pages, gather_prefix(pages, request, isinstance(prefix[0], tuple))
-    keys, values = (put(c, v, rows, in_prefix) for c, v in zip(prefix, new))
-    return pages, (keys, values)
+    if not request.path_pages.shape[1] or not pages.num_pages:
+        return pages
+    own = jnp.maximum(request.depth - 1, 0)[:, None]
+    own_page = jnp.take_along_axis(request.path_pages, own, axis=1)[:, 0]
+    own_page = jnp.where(~is_root & active & (own_page >= 0), own_page, pages.num_pages)
+    last = jnp.full_like(own_page, length - 1)
+    keys, values = (_put(c, v, own_page, last) for c, v in zip((pages.keys, pages.values), new))
+    return dataclasses.replace(pages, keys=keys, values=values)
 
 
 def store_children(pages: KVPages, request: DecodeRequest, own: tuple[Layered, Layered]) -> KVPages:
