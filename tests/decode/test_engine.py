@@ -18,7 +18,17 @@ from deepsearch_jax.decode import (
     init_pages,
     prefill,
 )
-from tests.decode.trees import CONFIG, Trees, decode, encode, full_logits, random_params, random_prompts, settings
+from tests.decode.trees import (
+    CONFIG,
+    Trees,
+    decode,
+    encode,
+    full_logits,
+    make_request,
+    random_params,
+    random_prompts,
+    settings,
+)
 
 
 @pytest.mark.parametrize(("form", "chunk_size"), [("scanned", 5), ("unstacked before", 256)])
@@ -290,3 +300,21 @@ def test_pairs_of_sampled_tokens_follow_the_policy():
     assert stats.chisquare(observed, expected * observed.sum() / expected.sum()).pvalue > 1e-3
     drawn = np.log(table[segments.tokens[0, :, 0], 1, segments.tokens[0, :, 1]])
     np.testing.assert_allclose(segments.sampling_log_probs[0, :, 1], drawn, atol=1e-4)
+
+
+@pytest.mark.parametrize("is_unrolled", [True, False])
+def test_the_pool_is_written_in_place(is_unrolled):
+    """A copy of all pages in every expansion took two thirds of a search iteration."""
+    own = settings(num_samples=2, unroll_layers=is_unrolled)
+    trees = Trees(own, random_prompts(5, 6), pages_per_slot=13)
+    segments, pages = trees.expand([[], []], depth_bucket=2)
+    path = [[(pages[row, 0], segments.tokens[row, 0])] for row in range(2)]
+    keys = jax.random.split(jax.random.key(0), (4, 2))
+    request = make_request(
+        trees.prompts, path * 2, 2, own, child_pages=np.arange(8).reshape(4, 2) + 14, row_keys=keys, slots=[0, 1, 0, 1]
+    )
+    donating = jax.jit(decode_children, static_argnames=("config", "settings"), donate_argnames="pages")
+    program = donating.lower(CONFIG, trees.params, trees.pages, request, own).compile().as_text()
+    pool = "f32[" + ",".join(map(str, trees.pages.keys.shape)) + "]"
+    assert pool in program
+    assert not [line for line in program.splitlines() if f"= {pool}" in line and " copy(" in line]
