@@ -114,6 +114,10 @@ def test_every_setting_is_read_somewhere():
         ({"model": {"param_dtype": "fp32"}}, "param_dtype='fp32' is not known"),
         ({"model": {"path": "qwen"}}, "model.path='qwen' is given, but task.name='arithmetic'"),
         ({"task": {"name": "math"}}, "model.path is empty"),
+        (
+            {"search": {"expansion": "lazy", "siblings": "distinct"}, "rollout": {"temperature": 0.0}},
+            "rollout.temperature=0.0: the likeliest child has no sibling",
+        ),
         ({"filter": {"min_direct": 9}}, "filter.min_direct=9 direct rollouts do not fit"),
         ({"method": "dapo"}, "dynamic_sampling_batches=1"),
         ({"method": "grpo"}, "set advantage.level='outcome'"),

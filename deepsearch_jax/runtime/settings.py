@@ -216,6 +216,12 @@ class RunSettings:
                 f"search.sample_credits={self.search.sample_credits} leaves none of search.num_trajectories="
                 f"{self.search.num_trajectories} to the search; lower the one or raise the other"
             )
+        if self.search.are_distinct and self.rollout.temperature == 0:
+            raise ValueError(
+                f"search.siblings={self.search.siblings!r} with rollout.temperature={self.rollout.temperature}: the "
+                "likeliest child has no sibling at temperature 0; set it above 0 (0.3 is nearly greedy), or "
+                "search.siblings='independent'"
+            )
         if self.filter.min_direct > self.rounds.group_size:
             raise ValueError(
                 f"filter.min_direct={self.filter.min_direct} direct rollouts do not fit into a group of "

@@ -101,7 +101,7 @@ def saturated() -> ConfigDict:
     return _with_stages(
         small_run((6, 7, 8)),
         _stage(400, _TO_4),
-        _stage(300, _TO_8, weights=_weights(_TO_8, 5, 0.2)),
+        _stage(400, _TO_8, weights=_weights(_TO_8, 5, 0.3)),
     )
 
 

@@ -22,6 +22,7 @@ def get_suite() -> Suite:
         grid_seeds=(0, 1),
         seeds=(0, 1, 2, 3, 4),
         levels=(0.1, 0.3, 0.5, 0.7),
-        overrides={"rounds.steps_per_round": 100, "rounds.max_generated_tokens": 400_000},
+        # The tokens end a run: methods take 1,000 to 6,000 of them a step.
+        overrides={"rounds.steps_per_round": 400, "rounds.max_generated_tokens": 400_000},
         stop_at=0.75,
     )

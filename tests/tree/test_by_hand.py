@@ -367,6 +367,14 @@ def test_float64_values_need_64_bit_types():
         ({"min_depth_weight": -0.1}, "min_depth_weight"),
         ({"frontier_depth_weight": math.nan}, "finite"),
         ({"exploration": math.nan}, "exploration"),
+        ({"siblings": "distinct"}, "expansion='eager': children that are made together do not know each other"),
+        ({"frontier_entropy": "excess"}, "siblings='independent' would ask for the likeliest child again"),
+        (
+            {"frontier_entropy": "excess", "siblings": "distinct", "expansion": "lazy", "confidence": "adaptive"},
+            "confidence='adaptive' is measured of means per token",
+        ),
+        ({"trajectories_if_solved": 4}, "trajectories_if_solved=4 is above num_trajectories=3"),
+        ({"siblings": "different"}, "siblings='different' must be one of independent, distinct"),
     ],
 )
 def test_settings_that_cannot_work_say_why(changes, message):
