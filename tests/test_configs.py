@@ -118,6 +118,14 @@ def test_every_setting_is_read_somewhere():
             {"search": {"expansion": "lazy", "siblings": "distinct"}, "rollout": {"temperature": 0.0}},
             "rollout.temperature=0.0: the likeliest child has no sibling",
         ),
+        (
+            {"search": {"expansion": "lazy", "siblings": "distinct"}, "rollout": {"top_p": 0.9}},
+            "a cut may leave no token but those of the siblings",
+        ),
+        (
+            {"advantage": {"level": "siblings", "overlong_max_length": 8, "overlong_buffer": 4}},
+            "overlong_buffer=4 with",
+        ),
         ({"filter": {"min_direct": 9}}, "filter.min_direct=9 direct rollouts do not fit"),
         ({"method": "dapo"}, "dynamic_sampling_batches=1"),
         ({"method": "grpo"}, "set advantage.level='outcome'"),

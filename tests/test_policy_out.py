@@ -268,6 +268,17 @@ def test_a_search_chooses_the_most_frequent_answer(workdir, monkeypatch, capsys)
     assert "attempts" in told[-1]
 
 
+def test_chat_makes_of_a_best_first_search_one_that_it_can_run(workdir):
+    saved = load_saved(workdir)
+    search = dataclasses.replace(
+        saved.settings.search, expansion="lazy", siblings="distinct", frontier_entropy="excess", num_trajectories=8,
+        trajectories_if_solved=2,
+    )  # fmt: skip
+    run = dataclasses.replace(saved.settings, search=search)
+    found = search_settings(saved._replace(settings=run), ChatSettings(trajectories=1))
+    assert (found.num_trajectories, found.siblings, found.trajectories_if_solved) == (1, "independent", 0)
+
+
 def test_an_answer_that_is_stopped_keeps_what_was_shown(workdir, monkeypatch, capsys):
     saved, calls = load_saved(workdir), []
 

@@ -97,11 +97,14 @@ def decode_children(
         if loop.log_masses is None or request.siblings is None:
             return jax.vmap(jax.vmap(lambda key, row: sample_token(key, row, settings), axes))(folded, scores)
 
-        def beside(key: jax.Array, row: jax.Array, log_masses: jax.Array, tokens: jax.Array) -> Sample:
-            return sample_token(key, row, settings, (tokens, log_masses))
+        def beside(
+            key: jax.Array, row: jax.Array, log_masses: jax.Array, tokens: jax.Array, is_last: jax.Array
+        ) -> Sample:
+            return sample_token(key, row, settings, (tokens, log_masses, is_last))
 
         tokens, log_masses = request.siblings.tokens[..., loop.step], loop.log_masses[..., loop.step]
-        return jax.vmap(jax.vmap(beside, (*axes, 0, None)))(folded, scores, log_masses, tokens)
+        is_last = request.siblings.lengths == loop.step + 1
+        return jax.vmap(jax.vmap(beside, (*axes, 0, None, None)))(folded, scores, log_masses, tokens, is_last)
 
     def body(loop: _Loop) -> _Loop:
         positions = jnp.broadcast_to(num_before[:, None] + loop.step, loop.tokens.shape)

@@ -35,15 +35,15 @@ def sample_token(
     key: jax.Array,
     logits: jax.Array,
     settings: DecodeSettings,
-    siblings: tuple[jax.Array, jax.Array] | None = None,
+    siblings: tuple[jax.Array, jax.Array, jax.Array] | None = None,
 ) -> Sample:
     """Draws a token from softmax(logits / temperature), cut by top k, then by top p, then by min p (see `cut_tail`).
 
     Args:
       key: [] typed PRNG key; consumed here.
       logits: [V] float32.
-      siblings: [W] tokens and log masses of segments that the row must not become (see `without_siblings`); not at
-        temperature 0.
+      siblings: [W] tokens, log masses and ends of segments that the row must not become (see `without_siblings`); not
+        at temperature 0.
     """
     raw_blocks = _in_blocks(logits)
     raw_masses = jax.nn.logsumexp(raw_blocks, axis=-1)

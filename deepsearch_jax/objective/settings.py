@@ -24,7 +24,8 @@ class AdvantageSettings:
     """How node values and rewards become advantages (Eq. 13, 15)."""
 
     # "node": each node its own value; "outcome": all nodes of a path share the final score; "siblings": a node of a
-    # tree against those beside it (`sibling_advantages`, not normalised), direct rollouts as with "outcome"
+    # tree against those beside it (`sibling_advantages`; normalisation and baseline are not read), direct rollouts as
+    # with "outcome"
     level: str = "node"
     normalisation: str = "mean"  # what a tree's values are compared with; see advantages.normalise_paths
     baseline: str = "final_values"  # what mean and std are taken over; see advantages.tree_baseline
@@ -44,6 +45,11 @@ class AdvantageSettings:
         _check_at_least("soft_clip_temperature", self.soft_clip_temperature, 0.0, "; 0 switches the soft clip off")
         _check_at_least("overlong_buffer", self.overlong_buffer, 0, "; 0 switches the penalty off")
         _check_at_least("overlong_factor", self.overlong_factor, 0.0)
+        if self.level == "siblings" and self.overlong_buffer:
+            raise ValueError(
+                f"overlong_buffer={self.overlong_buffer} with level={self.level!r}: the penalty is one of whole "
+                "responses, siblings are compared by the best score below them; set overlong_buffer=0, or another level"
+            )
         if not self.std_epsilon > 0:
             raise ValueError(f"std_epsilon={self.std_epsilon} must be positive, or equal values would divide by zero")
         if self.overlong_buffer and self.overlong_max_length < self.overlong_buffer:

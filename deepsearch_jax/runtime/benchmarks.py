@@ -23,7 +23,7 @@ from deepsearch_jax.runtime.learning import decoding_params
 from deepsearch_jax.runtime.meshes import build_mesh
 from deepsearch_jax.runtime.metrics import read_rows
 from deepsearch_jax.runtime.progress import RemainingTime, Reporter
-from deepsearch_jax.runtime.rollout_settings import RolloutSettings
+from deepsearch_jax.runtime.rollout_settings import RolloutSettings, check_siblings
 from deepsearch_jax.runtime.rollouts import Purpose, Sampler, chunks
 from deepsearch_jax.runtime.run import build_policy
 from deepsearch_jax.runtime.settings import ModelSettings
@@ -83,6 +83,8 @@ class BenchmarkSettings:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ValueError(f"method={self.method!r} is not known; choose one of {', '.join(METHODS)}")
+        if self.method == "search":
+            check_siblings(self.search, self.rollout)
         if not self.benchmarks:
             raise ValueError("benchmarks=() names nothing to evaluate on")
         labels = [label(name) for name in self.benchmarks]

@@ -285,9 +285,12 @@ def search_settings(policy: SavedPolicy, settings: ChatSettings) -> SearchSettin
     if policy.settings is not None:
         search = policy.settings.search
         room = attempts * search.max_depth * search.expansion_width + 1
+        if search.are_distinct:
+            # Chat cuts the tail off by default, which may leave no token but those of the siblings.
+            search = dataclasses.replace(search, siblings="independent", frontier_entropy="path")
         return dataclasses.replace(
             search, num_trajectories=attempts, capacity=max(search.capacity, min(room, 4096)), node_budget=0,
-            token_budget=0, confidence="fixed",
+            token_budget=0, confidence="fixed", trajectories_if_solved=0,
         )  # fmt: skip
     length = min(_SEGMENT, settings.max_tokens)
     return SearchSettings(

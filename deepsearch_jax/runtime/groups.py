@@ -157,7 +157,8 @@ def _against_siblings(group: Group) -> list[np.ndarray]:
             if response.log_probs is not None:
                 log_probs[m, d] = response.log_probs[begin:end].sum()
     scores = np.array([response.reward for response in group.responses])
-    advantages = sibling_advantages(nodes, log_probs, scores)
+    assert group.terminal_rewards is not None  # a tree
+    advantages = sibling_advantages(nodes, log_probs, scores, float(group.terminal_rewards.min()))
     return [row[:depth] for row, depth in zip(advantages, depths, strict=True)]
 
 

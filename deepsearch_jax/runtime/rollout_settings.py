@@ -3,6 +3,7 @@
 import dataclasses
 
 from deepsearch_jax.decode import DecodeSettings
+from deepsearch_jax.tree import SearchSettings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,3 +73,20 @@ class RolloutSettings:
     def unrolls(self, backend: str) -> bool:
         """Whether a jax backend of that name decodes with unrolled layers."""
         return self.unroll_layers == "yes" or (self.unroll_layers == "auto" and backend == "cpu")
+
+
+def check_siblings(search: SearchSettings, rollout: RolloutSettings) -> None:
+    """Raises: ValueError where the samples have no room for children that differ from their siblings."""
+    if not search.are_distinct:
+        return
+    if rollout.temperature == 0:
+        raise ValueError(
+            f"search.siblings={search.siblings!r} with rollout.temperature={rollout.temperature}: the likeliest child "
+            "has no sibling at temperature 0; set it above 0 (0.3 is nearly greedy), or search.siblings='independent'"
+        )
+    if rollout.top_k or rollout.top_p < 1 or rollout.min_p:
+        raise ValueError(
+            f"search.siblings={search.siblings!r} with rollout.top_k={rollout.top_k}, top_p={rollout.top_p}, "
+            f"min_p={rollout.min_p}: a cut may leave no token but those of the siblings; lower rollout.temperature and "
+            "leave the cuts off, or set search.siblings='independent'"
+        )

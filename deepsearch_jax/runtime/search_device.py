@@ -384,9 +384,12 @@ def _request(
             found = jax.vmap(lambda table, nodes: table[nodes])(field, jnp.maximum(children, 0))
             return jnp.where(exists[..., None], found, 0).reshape(rows, search.max_children, search.segment_length)
 
+        lengths = jax.vmap(lambda table, nodes: table[nodes])(trees.segment_lengths, jnp.maximum(children, 0))
+        shape = (rows, search.max_children)
         siblings = make_siblings(
-            of_children(trees.tokens), of_children(trees.sampling_log_probs), exists.reshape(rows, search.max_children)
-        )
+            of_children(trees.tokens), lengths.reshape(shape), of_children(trees.sampling_log_probs),
+            exists.reshape(shape),
+        )  # fmt: skip
 
     row_keys = jax.vmap(lambda key, nodes: jax.vmap(functools.partial(jax.random.fold_in, key))(nodes.reshape(-1)))
     request = DecodeRequest(

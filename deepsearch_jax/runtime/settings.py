@@ -16,7 +16,7 @@ from deepsearch_jax.runtime.guards import GuardSettings
 from deepsearch_jax.runtime.loggers import LoggerSettings
 from deepsearch_jax.runtime.meshes import MeshSettings
 from deepsearch_jax.runtime.record import RecordSettings
-from deepsearch_jax.runtime.rollout_settings import RolloutSettings
+from deepsearch_jax.runtime.rollout_settings import RolloutSettings, check_siblings
 from deepsearch_jax.runtime.tasks import TaskSettings
 from deepsearch_jax.runtime.watchdog import WatchdogSettings
 from deepsearch_jax.training import UpdateSettings
@@ -78,7 +78,7 @@ class RoundSettings:
       steps_per_round: training steps in a round; 0 passes once through the round's problems.
       problems_per_step: problems searched (or sampled) for one step.
       problems_per_update: problems in one optimizer update; 0 takes all of the step. A divisor of problems_per_step.
-      group_size: trajectories of a problem under direct sampling; a search yields search.num_trajectories.
+      group_size: trajectories of a problem under direct sampling; a search yields search.num_trajectories at most.
       search_when: which problems are searched, of those without a cached solution: "always" all (the paper); "hard"
         those whose last direct samples (of the filter or of a step) were correct less often than filter.threshold, the
         others, and those never sampled, get direct samples; "no_signal" those whose group of direct samples, drawn
@@ -216,12 +216,7 @@ class RunSettings:
                 f"search.sample_credits={self.search.sample_credits} leaves none of search.num_trajectories="
                 f"{self.search.num_trajectories} to the search; lower the one or raise the other"
             )
-        if self.search.are_distinct and self.rollout.temperature == 0:
-            raise ValueError(
-                f"search.siblings={self.search.siblings!r} with rollout.temperature={self.rollout.temperature}: the "
-                "likeliest child has no sibling at temperature 0; set it above 0 (0.3 is nearly greedy), or "
-                "search.siblings='independent'"
-            )
+        check_siblings(self.search, self.rollout)
         if self.filter.min_direct > self.rounds.group_size:
             raise ValueError(
                 f"filter.min_direct={self.filter.min_direct} direct rollouts do not fit into a group of "

@@ -27,7 +27,7 @@ def depth_bonus(depth: jax.Array, settings: SearchSettings) -> jax.Array:
 
 
 def frontier_entropies(tree: Tree, settings: SearchSettings) -> jax.Array:
-    """H(s) of every node, [N] V, nats per token; 0 at a root without children.
+    """H(s) of every node, [N] V, nats per token (but for "excess"); 0 at a root without children.
 
     `frontier_entropy` says whose tokens it is a mean over: "own" those of the node's segment (Eq. 7), "path" those
     from the root to the end of the node, "children" those of the segments of its children, each token with the same
@@ -36,8 +36,8 @@ def frontier_entropies(tree: Tree, settings: SearchSettings) -> jax.Array:
       H(s) = -ln pi(s) - ln m(s) - h |s|
 
     with m(s) = `next_child_mass`, |s| the tokens of the prefix and h the mean negative log-prob per token of all first
-    children, the only ones that are samples of the policy whatever their siblings are: by how much the likeliest prefix
-    that a next child can make falls behind a usual one. Least H first (l2 < 0) is best-first search in likelihood; it
+    children, the only ones that were drawn whatever their siblings are: by how much the likeliest prefix that a next
+    child can make falls behind a usual one. Least H first (l2 < 0) is best-first search in likelihood; it
     needs siblings="distinct", or it asks for the likeliest child again and again. All but "own" are definitions of this
     project.
     """

@@ -52,7 +52,7 @@ class SearchSettings:
     backtrace: str = "frontier"  # after a terminal: "frontier" (whole tree, Eq. 6) | "uct" (children of the root)
     force_to_frontier: bool = True  # False: the global choice may also land on expanded nodes, which are revisited
     frontier_value_weight: float = 0.4  # lambda1, of tanh(q_value of the parent)
-    frontier_entropy_weight: float = 0.0  # lambda2, of H, a mean token negative log-prob (nats)
+    frontier_entropy_weight: float = 0.0  # lambda2, of H (nats; a mean over tokens, but for "excess")
     confidence: str = "fixed"  # lambda2 is "fixed", or "adaptive": each tree has its own, given when it starts
     # H over: "own" the node's segment (Eq. 7) | "path" its prefix | "children" theirs; "excess": see frontier_entropies
     frontier_entropy: str = "own"

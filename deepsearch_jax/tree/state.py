@@ -19,7 +19,7 @@ class SearchStatus(enum.IntEnum):
     """Why a search goes on or has ended; int32 in arrays."""
 
     RUNNING = 0
-    FINISHED = 1  # num_trajectories terminals are credited
+    FINISHED = 1  # num_trajectories terminals are credited, or trajectories_if_solved and a correct one among them
     EXHAUSTED = 2  # no node is left that selection could go to
     OUT_OF_NODES = 3  # the next expansion does not fit the capacity or the node budget
     OUT_OF_TOKENS = 4  # the token budget is used up
@@ -59,7 +59,7 @@ class Tree:
       num_tokens: [] int32 tokens sampled for the tree, those of direct samples not counted.
       num_passes: [] int32 backup passes so far, revisits counted.
       cursors: [F] int32 nodes that wait for an expansion; NO_NODE at idle cursors and once the search has ended. Lazily
-        several may wait at one node, each for a child of its own.
+        several may wait at one node, each for a child of its own, unless siblings are distinct.
       status: [] int32 SearchStatus.
       entropy_weight: [] float32 lambda2 of the frontier where `confidence` is "adaptive"; else it is not read.
     """

@@ -315,6 +315,7 @@ def test_the_pool_is_written_in_place(is_unrolled):
     )
     donating = jax.jit(decode_children, static_argnames=("config", "settings"), donate_argnames="pages")
     program = donating.lower(CONFIG, trees.params, trees.pages, request, own).compile().as_text()
-    pool = "f32[" + ",".join(map(str, trees.pages.keys.shape)) + "]"
-    assert pool in program
-    assert not [line for line in program.splitlines() if f"= {pool}" in line and " copy(" in line]
+    for field in (trees.pages.keys, trees.pages.prompt_keys):
+        pool = "f32[" + ",".join(map(str, field.shape)) + "]"
+        assert pool in program
+        assert not [line for line in program.splitlines() if f"= {pool}" in line and " copy(" in line]

@@ -18,6 +18,9 @@ def test_by_hand():
     # At node 0: b = .5 - .25 - .25 = 0. Node 4 has nothing beside it and all of the mass: b = V.
     np.testing.assert_allclose(got, [[0.8 / 2, 1.0], [0.8 / 2, -1.0 * 0.25], [-1.2 * 0.3, 0.0]], atol=1e-6)
     assert got.dtype == np.float32
+    # The right path alone, in a tree that had wrong ends too: -1 is what the rest counts, not the lowest score given.
+    alone = sibling_advantages(NODES[:1], LOG_PROBS[:1], SCORES[:1], lowest=-1.0)
+    np.testing.assert_allclose(alone, [[1 - (0.6 - 0.4), 1 - 0.0]], atol=1e-6)
 
 
 def test_below_a_wrong_step_nothing_counts_and_neither_does_a_tree_without_a_difference():
