@@ -11,6 +11,8 @@ def set_paper(config: ConfigDict) -> None:
     """
     search = config.search
     search.expansion = "eager"
+    search.siblings = "independent"
+    search.trajectories_if_solved = 0
     search.picks_per_step = 1
     search.expansion_width = 8
     search.num_trajectories = 8
@@ -76,7 +78,8 @@ def set_best_first(config: ConfigDict) -> None:
     """Sets what searches in the order of likelihood and compares each step with those beside it.
 
     Cold children drawn without replacement; the likeliest prefix that is still to be made goes first; a search ends
-    with a right answer and one beside it, and goes on to 32 where there is none. See docs/best_first.md.
+    with a right answer and one beside it, and goes on to 32 where there is none. There is room for 160 nodes:
+    raise search.capacity where paths have more than about ten segments. See docs/best_first.md.
     """
     config.rounds.search_when = "always"
     config.rounds.filter_problems = False

@@ -19,6 +19,7 @@ from deepsearch_jax.decode.prefix import (
 from deepsearch_jax.decode.request import DecodeRequest, check_shapes, per_row
 from deepsearch_jax.decode.sampling import Sample, sample_token
 from deepsearch_jax.decode.settings import DecodeSettings
+from deepsearch_jax.decode.siblings import Siblings
 from deepsearch_jax.decode.stops import StopTable
 from deepsearch_jax.policy import ModelConfig, Params, unstack_layers
 from deepsearch_jax.types import Segments
@@ -91,33 +92,13 @@ def decode_children(
         prefix = add_last_token(prefix, request, prompt_lengths, room, settings.segment_length, (new_keys, new_values))
     mask = prefix_tokens <= num_before[:, None]
 
-    def draw(loop: _Loop, scores: jax.Array, per_row: bool) -> Sample:
-        folded = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (0, None))(request.row_keys, loop.step)
-        axes = (0, 0 if per_row else None)
-        if loop.log_masses is None or request.siblings is None:
-            return jax.vmap(jax.vmap(lambda key, row: sample_token(key, row, settings), axes))(folded, scores)
-
-        def beside(
-            key: jax.Array, row: jax.Array, log_masses: jax.Array, tokens: jax.Array, is_last: jax.Array
-        ) -> Sample:
-            return sample_token(key, row, settings, (tokens, log_masses, is_last))
-
-        tokens, log_masses = request.siblings.tokens[..., loop.step], loop.log_masses[..., loop.step]
-        is_last = request.siblings.lengths == loop.step + 1
-        return jax.vmap(jax.vmap(beside, (*axes, 0, None, None)))(folded, scores, log_masses, tokens, is_last)
-
     def body(loop: _Loop) -> _Loop:
         positions = jnp.broadcast_to(num_before[:, None] + loop.step, loop.tokens.shape)
         scores, own = forward(
             config, params, loop.tokens, positions, *prefix, mask, prefix_tokens, loop.own, loop.step - 1
         )
-        return append(loop, draw(loop, scores, True))._replace(own=own)
-
-    def append(loop: _Loop, sample: Sample) -> _Loop:
-        if loop.log_masses is not None and request.siblings is not None:
-            differs = request.siblings.tokens[:, None, :, loop.step] != sample.token[:, :, None]
-            loop = loop._replace(log_masses=jnp.where(differs[..., None], -jnp.inf, loop.log_masses))
-        return _append(loop, sample, settings, stop_table)
+        sample = _draw(loop, scores, request, settings)
+        return _append(loop, sample, request.siblings, settings, stop_table)._replace(own=own)
 
     def goes_on(loop: _Loop) -> jax.Array:
         return (loop.step < length) & jnp.any(loop.is_open)
@@ -145,7 +126,8 @@ def decode_children(
             request.siblings.log_masses[:, None], num_samples, axis=1
         ),
     )  # fmt: skip
-    loop = append(start, draw(start, first_logits[:, 0], False))
+    first = _draw(start, first_logits[:, 0], request, settings)
+    loop = _append(start, first, request.siblings, settings, stop_table)
     loop = jax.lax.while_loop(goes_on, body, loop)
     # All pages are written here, behind all that reads them, so that they can be written in place.
     pages = store_children(pages, request, loop.own)
@@ -156,9 +138,30 @@ def decode_children(
     return pages, loop.segments, recomputed
 
 
-def _append(loop: _Loop, sample: Sample, settings: DecodeSettings, stop_table: StopTable | None) -> _Loop:
+def _draw(loop: _Loop, scores: jax.Array, request: DecodeRequest, settings: DecodeSettings) -> Sample:
+    """Draws token number `loop.step` of every row, [R, K], from logits [R, K, V], or [R, V] common to the K."""
+    keys = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (0, None))(request.row_keys, loop.step)
+    of_row = 0 if scores.ndim == 3 else None
+    if loop.log_masses is None or request.siblings is None:
+        return jax.vmap(jax.vmap(lambda key, row: sample_token(key, row, settings), (0, of_row)))(keys, scores)
+
+    def beside(key: jax.Array, row: jax.Array, log_masses: jax.Array, tokens: jax.Array, is_last: jax.Array) -> Sample:
+        return sample_token(key, row, settings, (tokens, log_masses, is_last))
+
+    tokens, log_masses = request.siblings.tokens[..., loop.step], loop.log_masses[..., loop.step]
+    is_last = request.siblings.lengths == loop.step + 1
+    return jax.vmap(jax.vmap(beside, (0, of_row, 0, None, None)))(keys, scores, log_masses, tokens, is_last)
+
+
+def _append(
+    loop: _Loop, sample: Sample, siblings: Siblings | None, settings: DecodeSettings, stop_table: StopTable | None
+) -> _Loop:
     """Adds token number `loop.step` to the rows that are open."""
     segments, is_open = loop.segments, loop.is_open
+    log_masses = loop.log_masses
+    if log_masses is not None and siblings is not None:
+        differs = siblings.tokens[:, None, :, loop.step] != sample.token[:, :, None]
+        log_masses = jnp.where(differs[..., None], -jnp.inf, log_masses)
 
     def put(table: jax.Array, values: jax.Array) -> jax.Array:
         values = jnp.where(is_open, values, 0).astype(table.dtype)[..., None]
@@ -182,7 +185,12 @@ def _append(loop: _Loop, sample: Sample, settings: DecodeSettings, stop_table: S
     )
     is_open = is_open & ~is_eos
     return loop._replace(
-        step=loop.step + 1, tokens=sample.token, is_open=is_open, segments=segments, stop_states=stop_states
+        step=loop.step + 1,
+        tokens=sample.token,
+        is_open=is_open,
+        segments=segments,
+        stop_states=stop_states,
+        log_masses=log_masses,
     )
 
 

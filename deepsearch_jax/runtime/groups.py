@@ -154,8 +154,8 @@ def _against_siblings(group: Group) -> list[np.ndarray]:
         ends = np.cumsum(response.segment_lengths)
         for d, (begin, end) in enumerate(zip(ends - response.segment_lengths, ends)):
             nodes[m, d] = numbers.setdefault(response.tokens[:end].tobytes(), len(numbers))
-            if response.log_probs is not None:
-                log_probs[m, d] = response.log_probs[begin:end].sum()
+            assert response.log_probs is not None  # paths of a tree were sampled
+            log_probs[m, d] = response.log_probs[begin:end].sum()
     scores = np.array([response.reward for response in group.responses])
     assert group.terminal_rewards is not None  # a tree
     advantages = sibling_advantages(nodes, log_probs, scores, float(group.terminal_rewards.min()))

@@ -1,4 +1,6 @@
-"""Three hours on two cores (--jobs=2): every method tuned over the same grid on two seeds, then five seeds each."""
+"""About three hours on two cores (--jobs=2), by the time of its first runs: every method tuned over the same grid on
+two seeds, then five seeds each.
+"""
 
 import dataclasses
 
