@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from deepsearch_jax.objective import LossSettings
-from deepsearch_jax.training import compute_log_probs
+from deepsearch_jax.training import compute_log_probs, first_fit, pack_rows, token_tree, without_idle_ends
 from tests import packed_equals_paths as pep
 from tests.policy.conftest import load_recorded
 
@@ -50,6 +50,30 @@ def test_micro_batches_and_devices_change_nothing(problems, num_devices, micro_b
     got = pep.gradient_and_metrics(params, packed, config, loss, settings, mesh)
     assert pep.relative_error(got[0], want[0]) <= pep.TOLERANCE
     assert pep.metric_error(got[1], want[1])[0] <= pep.TOLERANCE
+
+
+@pytest.mark.parametrize("number", [1, pytest.param(17, marks=pytest.mark.slow)])
+def test_ends_without_an_advantage_add_nothing_to_the_gradient(problems, number):
+    """Token means on policy; 17: means of rows. Advantages at a tenth of the tokens, as against siblings."""
+    _, loss, on_policy = OPTIONS[number]
+    config, params = pep.small_policy()
+    rng = np.random.default_rng(3)
+    sparse = [
+        dataclasses.replace(
+            paths, advantages=[np.where(rng.random(len(a)) < 0.1, a, 0).astype(np.float32) for a in paths.advantages]
+        )
+        for paths in problems
+    ]
+    rows = pep.sampled_log_probs(pep.response_batch(sparse, 128, 48), params, config, 1.6)
+    settings = dataclasses.replace(pep.UPDATE, on_policy=on_policy)
+    want, metrics = pep.gradient_and_metrics(params, rows, config, loss, settings)
+    trees = [token_tree(paths, loss, 128) for paths in sparse]
+    cut = [without_idle_ends(tree) for tree in trees]
+    assert sum(map(len, cut)) < 0.8 * sum(map(len, trees))
+    packed = pack_rows(cut, first_fit([len(tree) for tree in cut], 1024), 1, 1024)
+    got, of_trees = pep.gradient_and_metrics(params, packed, config, loss, settings)
+    assert pep.relative_error(got, want) <= pep.TOLERANCE
+    np.testing.assert_allclose(of_trees["loss"], metrics["loss"], rtol=1e-5)
 
 
 def test_old_log_probs_of_trees_are_those_of_the_responses(problems):

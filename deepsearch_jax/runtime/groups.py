@@ -23,6 +23,7 @@ from deepsearch_jax.training import (
     take_rows,
     token_tree,
     update_cost,
+    without_idle_ends,
 )
 from deepsearch_jax.types import Outcome, PackedBatch, TokenBatch
 
@@ -45,7 +46,9 @@ class PackSettings:
         (`runtime.layout`). Rows that only fill a batch up cost nothing where optimizer.micro_batch_tokens cuts it, and
         next to nothing in batches of trees.
       trees: whether what responses to a problem have in common is computed once: "always", "never", or "auto", which
-        compares the work (`training.update_cost`); the update is the same but for rounding.
+        compares the work (`training.update_cost`); the update is the same but for rounding. Trees leave out ends of
+        responses that have no advantage, unless the loss asks for entropy or a reference there; metrics of tokens are
+        then over those that are left.
       max_tree_tokens: a batch with a longer tree than this goes in rows of one response, so that no row takes more
         memory than was planned: all trajectories of a tree may share next to nothing; 0 = no limit.
     """
@@ -191,6 +194,8 @@ def pack(
 ) -> Packed:
     """One row a response, or trees that hold what responses have in common once, by `settings.trees`.
 
+    Trees leave out the ends of responses whose tokens have no advantage, where nothing else in the loss asks for them.
+
     Args:
       advantages: of every node, by group and response; see `node_advantages`.
       loss: its aggregation is part of the sums of packed trees.
@@ -212,6 +217,9 @@ def pack(
         R *= 2
     trees = [token_tree(some, loss, T) for some in paths]
     is_known = not any(np.isnan(tree.sampler_log_probs[place]).any() for tree in trees for place in tree.places)
+    whole = trees
+    if not loss.kl_coefficient and not loss.entropy_coefficient:
+        trees = [without_idle_ends(tree) for tree in trees]
     if settings.trees != "never" and max(map(len, trees)) <= (settings.max_tree_tokens or sys.maxsize):
         limit = micro_batch_tokens or micro_batch_rows * T
         sizes = [len(tree) for tree in trees]
@@ -222,7 +230,7 @@ def pack(
         packed = pack_rows(trees, layout.rows, layout.num_rows, layout.length)
         if settings.trees == "always" or _pays(packed, layout, lengths, (R, T), model, num_devices, micro_batch_tokens):
             return Packed(packed, is_known, 0 if micro_batch_tokens else layout.micro_batch_rows)
-    return Packed(_response_rows(paths, trees, R, T), is_known, micro_batch_rows)
+    return Packed(_response_rows(paths, whole, R, T), is_known, micro_batch_rows)
 
 
 def _pays(

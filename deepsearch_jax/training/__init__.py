@@ -10,7 +10,7 @@ from deepsearch_jax.training.gradients import (
 )
 from deepsearch_jax.training.inspection import RowReport, by_layer, inspect_row
 from deepsearch_jax.training.optimizer import UpdateSettings, learning_rate, make_optimizer
-from deepsearch_jax.training.packing import Paths, TokenTree, first_fit, pack_rows, token_tree
+from deepsearch_jax.training.packing import Paths, TokenTree, first_fit, pack_rows, token_tree, without_idle_ends
 from deepsearch_jax.training.placement import committed, gather, put
 from deepsearch_jax.training.rows import Cut, check_rows, cut_by_tokens, num_rows_that_fit, pad_rows, take_rows
 from deepsearch_jax.training.shards import num_row_shards
@@ -50,4 +50,5 @@ __all__ = [
     "token_tree",
     "update",
     "update_cost",
+    "without_idle_ends",
 ]

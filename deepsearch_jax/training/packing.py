@@ -43,7 +43,7 @@ class TokenTree:
         tree alone.
       sampler_log_probs: [X] float32, NaN where no trajectory knows it.
       divisor: what the tree adds to the divisor of the loss.
-      places: [T_m] int index of each trained token, by trajectory.
+      places: [T_m] int index of each trained token, by trajectory, as far as they are in the tree.
     """
 
     tokens: np.ndarray
@@ -112,6 +112,28 @@ def token_tree(paths: Paths, settings: LossSettings, row_width: int) -> TokenTre
         sampler_log_probs=mean[:count].astype(np.float32),
         divisor=float(divisors.sum()),
         places=places,
+    )  # fmt: skip
+
+
+def without_idle_ends(tree: TokenTree) -> TokenTree:
+    """The tree without tokens that neither have an advantage themselves nor stand before one that has.
+
+    They add nothing to the gradient of the policy's part of the loss, and no other token attends to them. What they add
+    to divisor and weights stays. A tree without any advantage is left as it is.
+    """
+    has_advantage = (tree.sums.positive != 0) | (tree.sums.negative != 0)
+    before = np.concatenate([[0], np.cumsum(has_advantage)])
+    stays = before[tree.ends] > before[:-1]  # in preorder what is behind a token stands from it to its end
+    if stays.all() or not stays.any():
+        return tree
+    number = np.concatenate([[0], np.cumsum(stays)]).astype(np.int32)  # of tokens that stay, before each one
+    return TokenTree(
+        tree.tokens[stays], tree.positions[stays],
+        np.where(tree.parents >= 0, number[tree.parents], -1).astype(np.int32)[stays], number[tree.ends][stays],
+        TokenSums(**{name: getattr(tree.sums, name)[stays] for name in SUMS}),
+        sampler_log_probs=tree.sampler_log_probs[stays],
+        divisor=tree.divisor,
+        places=[number[place[stays[place]]] for place in tree.places],
     )  # fmt: skip
 
 

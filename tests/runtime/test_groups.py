@@ -207,6 +207,19 @@ def test_trees_are_packed_where_they_share_or_where_asked_for(trees, shared, is_
         assert packed.batch.sums.num_paths.sum() == 16 * 256
 
 
+@pytest.mark.parametrize(
+    ("loss", "num_ends"),
+    [(LossSettings(), 1), (LossSettings(kl_coefficient=0.1), 4), (LossSettings(entropy_coefficient=0.1), 4)],
+)
+def test_trees_leave_ends_without_an_advantage_out_where_nothing_else_asks_for_them(loss, num_ends):
+    """One response of four has an advantage at its end, as against siblings, where only forks have one."""
+    advantages = [[np.float32([0, 0.5 * (n == 2)]) for n in range(4)]] * 4
+    settings = PackSettings(row_multiple=64, min_rows=4, trees="always")
+    packed = pack([shared_group()] * 4, advantages, settings, loss, WIDE)
+    assert (packed.batch.tree_ids > 0).sum() == 4 * (2 + 200 + 56 * num_ends)
+    assert packed.batch.divisors.sum() == 16 * 256
+
+
 def test_a_tree_longer_than_allowed_goes_in_rows_of_one_response():
     """The prompt of two tokens, 200 shared ones and 4 x 56 own ones: 426."""
     groups, advantages = [shared_group()] * 4, [[np.ones(2, np.float32)] * 4] * 4

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from deepsearch_jax.objective import LossSettings
-from deepsearch_jax.training import Paths, first_fit, num_pairs, pack_rows, token_tree
+from deepsearch_jax.training import Paths, first_fit, num_pairs, pack_rows, token_tree, without_idle_ends
 
 
 def paths_of(prompt, *responses, log_probs=None):
@@ -32,6 +32,25 @@ def test_shared_beginnings_stand_once_in_preorder():
     np.testing.assert_array_equal(tree.sums.negative, [0, 0, -2, -2, 0, -2])
     np.testing.assert_array_equal(tree.sums.advantages, [0, 0, -0.5, -1, 1, -2])
     assert tree.divisor == 7  # tokens of all responses
+
+
+def test_ends_without_an_advantage_are_left_out_and_still_divide():
+    # 7 8, then 1 - 2 - 3, where 3 alone has an advantage; 1 - 4 - 5, where 4 has one; and 6 - 6, which has none.
+    paths = paths_of([7, 8], ([1, 2, 3], [0, 0, -1.0]), ([1, 4, 5], [0, 0.5, 0]), ([6, 6], 0.0))
+    whole = token_tree(paths, LossSettings(), 8)
+    np.testing.assert_array_equal(whole.tokens, [7, 8, 1, 2, 3, 4, 5, 6, 6])
+    tree = without_idle_ends(whole)
+    np.testing.assert_array_equal(tree.tokens, [7, 8, 1, 2, 3, 4])
+    np.testing.assert_array_equal(tree.positions, [0, 1, 2, 3, 4, 3])
+    np.testing.assert_array_equal(tree.parents, [-1, 0, 1, 2, 3, 2])
+    np.testing.assert_array_equal(tree.ends, [6, 6, 6, 5, 5, 6])
+    np.testing.assert_array_equal(tree.sums.positive, [0, 0, 0, 0, 0, 0.5])
+    np.testing.assert_array_equal(tree.sums.negative, [0, 0, 0, 0, -1, 0])
+    np.testing.assert_array_equal(tree.sums.num_paths, [0, 0, 2, 1, 1, 1])
+    assert [place.tolist() for place in tree.places] == [[2, 3, 4], [2, 5], []]
+    assert tree.divisor == whole.divisor == 8
+    nothing = token_tree(paths_of([7], ([1], 0.0)), LossSettings(), 8)
+    assert without_idle_ends(nothing) is nothing
 
 
 @pytest.mark.parametrize(
