@@ -20,6 +20,7 @@ from experiments.compare.cells import FINISHED, comparable, drop_programs, make_
 from experiments.compare.sampling import frozen_sampler
 from experiments.compare.statistics import Estimate
 from experiments.compare.suite import Cell, Suite, settings_of
+from experiments.compare.verdicts import judge_frozen
 
 NUM_PROBLEMS = 64
 _REPEATS = 2  # searches of the same problems with other noise; the second one has its programs compiled
@@ -64,6 +65,9 @@ def _row(groups: list[Group], found: SearchStatistics) -> dict[str, Any]:
         "distinct": [
             len({tuple(r.tokens.tolist()) for r in group.responses if r.outcome == Outcome.CORRECT}) for group in groups
         ],
+        "rewards": [
+            float(np.mean([r.reward for r in group.responses])) if group.responses else 0.0 for group in groups
+        ],
         "responses": len(responses),
         "reward": float(np.mean([r.reward for r in responses])) if responses else 0.0,
         "depth": float(np.mean([len(r.segment_lengths) for r in responses])) if responses else 0.0,
@@ -74,16 +78,19 @@ def _row(groups: list[Group], found: SearchStatistics) -> dict[str, Any]:
 
 
 def collect_frozen(suite: Suite, workdir: pathlib.Path, cells: list[Cell], *, draws: int) -> dict[str, Any]:
-    """Figures of a frozen suite by setting and method, with intervals over seeds and problems."""
+    """Figures of a frozen suite by setting, of methods and of claims, with intervals over seeds and problems."""
     found: dict[str, Any] = {}
     for setting in suite.settings:
-        by_method: dict[str, list[list[dict[str, Any]]]] = {}
+        by_method: dict[str, dict[int, list[dict[str, Any]]]] = {}
         for cell in cells:
             path = cell.directory(workdir) / "frozen.json"
             if cell.setting.name == setting and path.exists():
-                by_method.setdefault(cell.method.name, []).append(json.loads(path.read_text())["rows"])
+                by_method.setdefault(cell.method.name, {})[cell.seed] = json.loads(path.read_text())["rows"]
         if by_method:
-            found[setting] = {name: _summary(seeds, draws) for name, seeds in by_method.items()}
+            found[setting] = {
+                "methods": {name: _summary(list(seeds.values()), draws) for name, seeds in by_method.items()},
+                "claims": judge_frozen(suite.claims, by_method, draws=draws),
+            }
     return found
 
 

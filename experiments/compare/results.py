@@ -12,6 +12,7 @@ from experiments.compare.cells import is_finished
 from experiments.compare.measure import COSTS, RunCurves, read_run
 from experiments.compare.statistics import Estimate
 from experiments.compare.suite import Cell, Suite, final_cells, grid_cells
+from experiments.compare.verdicts import judge_training
 
 Chosen = dict[tuple[str, str], dict[str, Any]]
 
@@ -117,6 +118,7 @@ def _setting(
         }  # fmt: skip
     found["test"] = _tests(tests, draws)
     found["ratios"] = _ratios(suite, runs, tests, draws)
+    found["claims"] = judge_training(suite.claims, runs, tests, draws=draws)
     return found
 
 

@@ -128,6 +128,16 @@ def difference_estimate(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]
     return mean_estimate([one - other for one, other in zip(ours, theirs, strict=True)], draws=draws)
 
 
+def ratio_of_means(first: Sequence[np.ndarray], second: Sequence[np.ndarray], *, draws: int = DRAWS) -> Estimate:
+    """Median over seeds of the ratio of means over problems, first / second, in pairs; 0 / 0 counts as no seed."""
+
+    def statistic(chosen: list[tuple[int, np.ndarray]]) -> float:
+        means = [(float(first[seed][some].mean()), float(second[seed][some].mean())) for seed, some in chosen]
+        return median([float("nan") if one == other == 0 else _ratio(one, other) for one, other in means])
+
+    return bootstrap(statistic, [len(rates) for rates in first], draws=draws)
+
+
 def _cost(curve: Curve, problems: np.ndarray, level: float) -> float:
     return cost_to_reach(curve.cost, curve.rates[:, problems].mean(axis=1), level)
 

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from deepsearch_jax.config import from_config, setting_names
 from deepsearch_jax.runtime import RunSettings
 from deepsearch_jax.runtime.workdir import write_json
+from experiments.compare.claims import Claim
 from experiments.settings import Setting, all_settings
 
 Overrides = Mapping[str, Any]  # dotted name of a setting -> value
@@ -60,6 +61,7 @@ class Suite:
       kind: "train"; "frozen", which searches with the policies before RL and trains nothing; or "starts", which only
         measures those policies.
       title: one line for the report.
+      claims: what the suite is to decide, made before it runs.
     """
 
     name: str
@@ -77,6 +79,7 @@ class Suite:
     test_samples: int = 16
     kind: str = "train"
     own_settings: tuple[Setting, ...] = ()
+    claims: tuple[Claim, ...] = ()
 
     def __post_init__(self) -> None:
         for name in self.settings:
@@ -88,6 +91,11 @@ class Suite:
             raise ValueError(f"kind={self.kind!r} is not known; choose one of {', '.join(KINDS)}")
         if self.test_samples < 2 or self.test_samples % 2:
             raise ValueError(f"test_samples={self.test_samples} must be even and at least 2: one half chooses problems")
+        for claim in self.claims:
+            if missing := {claim.better, claim.worse} - set(names):
+                raise ValueError(
+                    f"claim {claim.text!r} of suite {self.name!r} names no method of it: {sorted(missing)}"
+                )
         if not self.levels or sorted(set(self.levels)) != list(self.levels):
             raise ValueError(f"levels={self.levels} must rise")
         if not self.seeds or not self.grid_seeds:
@@ -225,9 +233,10 @@ def write_suite(workdir: pathlib.Path, name: str) -> None:
     path = workdir / "suite.json"
     workdir.mkdir(parents=True, exist_ok=True)
     name = str(pathlib.Path(name).resolve()) if name.endswith(".py") else name
-    if path.exists() and (other := json.loads(path.read_text())["suite"]) != name:
+    if not path.exists():
+        write_json(path, {"suite": name})
+    elif (other := json.loads(path.read_text())["suite"]) != name:
         raise ValueError(f"workdir {workdir} holds suite {other!r}, not {name!r}; choose another workdir")
-    write_json(path, {"suite": name})
 
 
 def suite_in(workdir: pathlib.Path) -> Suite:

@@ -13,8 +13,8 @@ def markdown(results: dict[str, Any], *, picture: str = "") -> str:
     """All tables of a suite; `results` as JSON."""
     lines = [f"## Suite `{results['suite']}`", "", results["title"], ""]
     if "frozen" in results:
-        for setting, methods in results["frozen"].items():
-            lines += [f"### {setting}", "", *_frozen(methods), ""]
+        for setting, found in results["frozen"].items():
+            lines += [f"### {setting}", "", *_frozen(found["methods"]), "", *_claims(found["claims"])]
         return "\n".join(lines)
     if "starts" in results:
         return "\n".join([*lines, *_starts(results["starts"]), ""])
@@ -28,7 +28,7 @@ def markdown(results: dict[str, Any], *, picture: str = "") -> str:
         lines += [*_costs(found, results["levels"]), "", *_ratios(found, results), ""]
         if found["test"]:
             lines += [*_tests(found), ""]
-        lines += [*_trainer(found), ""]
+        lines += [*_trainer(found), "", *_claims(found["claims"])]
     if results["grid"]:
         lines += ["### Tuning", "", *_grid(results["grid"]), ""]
     return "\n".join(lines)
@@ -128,6 +128,18 @@ def _trainer(found: dict[str, Any]) -> list[str]:
     head = ["training, means", "problems solved", "cached", "groups trained on", "nodes a tree", "entropy",
             "tokens in all", "CPU s in all", "cached by round"]  # fmt: skip
     return table(head, rows)
+
+
+def _claims(claims: Sequence[dict[str, Any]]) -> list[str]:
+    if not claims:
+        return []
+    rows = [
+        [claim["source"], claim["text"], f"`{claim['better']}`, `{claim['worse']}`", claim["meaning"],
+         estimate(claim["figure"], digits=3), str(claim["seeds"]), claim["verdict"]]
+        for claim in claims
+    ]  # fmt: skip
+    head = ["source", "claim", "first, second", "figure", "median over seeds [95 % interval]", "seeds", "verdict"]
+    return ["Claims, written down before these runs:", "", *table(head, rows), ""]
 
 
 def _grid(grid: Sequence[dict[str, Any]]) -> list[str]:

@@ -3,12 +3,13 @@
 The parts of `best first` are left out of it one at a time.
 """
 
+from experiments.compare.claims import Claim
 from experiments.compare.suite import Method, Overrides, Suite
 from experiments.suites.methods import ADAPTIVE, BEST_FIRST, DAPO, DEEPSEARCH, EAGER, EAGER_PATH, GRPO
 
 # Table 6: five rounds, each on what is still hard, with the cache kept between them.
 _ROUNDS = {
-    "rounds.num_rounds": 5, "rounds.steps_per_round": 8, "rounds.filter_problems": True, "rounds.refilter": "all",
+    "rounds.num_rounds": 5, "rounds.steps_per_round": 12, "rounds.filter_problems": True, "rounds.refilter": "all",
     "rounds.max_candidates": 192, "filter.easy_share": 0.2,
 }  # fmt: skip
 
@@ -19,6 +20,43 @@ def _changed(name: str, overrides: Overrides) -> Method:
 
 def _without(part: str, overrides: Overrides) -> Method:
     return Method(f"best first: {part}", {**BEST_FIRST.overrides, **overrides})
+
+
+def _learns_more(source: str, text: str, worse: str) -> Claim:
+    return Claim(source, text, "eager", worse, "accuracy")
+
+
+# Of the paper by its tables, in its own terms (accuracy after as many steps); of the pilot studies.
+CLAIMS = (
+    _learns_more("Table 3", "the frontier beats descents from the root by UCT", "uct"),
+    _learns_more("Table 3", "a depth bonus by the square root beats the logarithm", "depth log"),
+    _learns_more("Table 3", "a depth bonus by the square root beats a linear one", "depth constant"),
+    _learns_more("Table 4", "the constrained backup beats the vanilla one", "vanilla backup"),
+    _learns_more("Table 4", "scores of nodes beat the outcome alone", "outcome only"),
+    _learns_more("Table 4", "the mean alone beats mean and standard deviation", "mean and std"),
+    _learns_more("Table 5", "the most confident wrong trajectory beats a random one", "wrong: random"),
+    _learns_more("Table 5", "the most confident wrong trajectory beats the least confident", "wrong: least confident"),
+    Claim("Table 6", "the share of problems with a cached solution grows over rounds", "five rounds", "five rounds",
+          "cached"),
+    _learns_more("Section 4", "caching solutions helps", "no cache"),
+    _learns_more("pilot", "trees of one outcome are better dropped", "uniform trees kept"),
+    _learns_more("pilot", "where the mode is right, confidence (l2 = -3) beats none", "l2 = 0"),
+    _learns_more("pilot", "where the mode is right, confidence (l2 = -3) beats its opposite", "l2 = +1"),
+    Claim("pilot", "width 2 needs fewer tokens than 4", "eager", "width 4", "tokens", 0.1),
+    Claim("pilot", "scoring the path needs fewer tokens than the own segment", "eager path", "eager", "tokens", 0.1),
+    Claim("pilot", "lazy expansion needs fewer tokens than eager", "deepsearch", "eager path", "tokens", 0.1),
+    Claim("paper", "the search needs fewer tokens than DAPO", "eager", "dapo", "tokens", 0.1),
+    Claim("own", "best first needs fewer tokens than lazy path", "best first", "deepsearch", "tokens", 0.3),
+    Claim("own", "best first needs fewer tokens with distinct siblings", "best first",
+          "best first: siblings may be equal", "tokens", 0.3),
+    Claim("own", "best first needs fewer tokens in the order of likelihood", "best first",
+          "best first: by confidence", "tokens", 0.3),
+    Claim("own", "best first needs fewer tokens at T = .4 than at 1", "best first", "best first: T = 1", "tokens", 0.3),
+    Claim("own", "best first needs fewer tokens with siblings as the baseline", "best first",
+          "best first: tree's mean", "tokens", 0.3),
+    Claim("own", "best first needs fewer tokens with an early end", "best first", "best first: 8, no early end",
+          "tokens", 0.3),
+)  # fmt: skip
 
 
 def get_suite() -> Suite:
@@ -56,5 +94,7 @@ def get_suite() -> Suite:
         ),
         seeds=(0, 1, 2, 3, 4),
         levels=(0.1, 0.3, 0.5),
-        overrides={"rounds.steps_per_round": 40},
+        # As many steps as the pilot study's, at a rate between the two of the suite `full`.
+        overrides={"rounds.steps_per_round": 60, "optimizer.learning_rate": 3e-4},
+        claims=CLAIMS,
     )  # fmt: skip

@@ -1,5 +1,6 @@
 """Policies that stay as they are: what searches find per token where the mode is right (sparse) and wrong (plateau)."""
 
+from experiments.compare.claims import Claim
 from experiments.compare.suite import Method, Overrides, Suite
 from experiments.suites.methods import BEST_FIRST, DEEPSEARCH, EAGER, EAGER_PATH, GRPO
 
@@ -20,6 +21,32 @@ def _changed(name: str, overrides: Overrides) -> Method:
 
 def _eager(name: str, **changes: float | str | bool) -> Method:
     return Method(name, {**EAGER.overrides, **{f"search.{key}": value for key, value in changes.items()}})
+
+
+_DEFAULT, _UCT = "eager own l2=0", "eager l2=0, uct"
+_SQRT = "a depth bonus by the square root"
+# Table 3 is of searches by a policy that is not trained, without an uncertainty term unless said.
+CLAIMS = (
+    Claim("Table 3", "the frontier ends a tree after fewer iterations than UCT", _DEFAULT, _UCT, "expansions"),
+    Claim("Table 3", "the frontier finds better trajectories than UCT", _DEFAULT, _UCT, "reward"),
+    Claim("Table 3", f"{_SQRT} finds better trajectories than the logarithm", _DEFAULT, "eager l2=0, depth log",
+          "reward"),
+    Claim("Table 3", f"{_SQRT} finds better trajectories than a linear one", _DEFAULT, "eager l2=0, depth constant",
+          "reward"),
+    Claim("Table 3", "a linear depth bonus ends a tree after fewer iterations than the square root",
+          "eager l2=0, depth constant", _DEFAULT, "expansions"),
+    Claim("Table 3", "a bonus for uncertainty (l2 = +1) finds better trajectories than none", "eager own l2=+1",
+          _DEFAULT, "reward"),
+    Claim("pilot", "confidence (l2 = -3) solves more per token than none", "eager", _DEFAULT, "solved"),
+    Claim("pilot", "scoring the path solves more per token than the own segment", "eager path", "eager", "solved"),
+    Claim("pilot", "lazy expansion solves more per token than eager", "deepsearch", "eager path", "solved"),
+    Claim("pilot", "width 2 solves more per token than 4", "eager", "width 4", "solved"),
+    Claim("own", "best first solves more per token than cold direct samples", "best first", "direct, T=0.7", "solved"),
+    Claim("own", "best first solves more per token than hot direct samples", "best first", "direct, T=1.3", "solved"),
+    Claim("own", "best first solves more per token than the best fixed lazy search where the mode is right",
+          "best first", "deepsearch", "solved"),
+    Claim("own", "distinct siblings solve more per token", "best first", "best first, independent", "solved"),
+)  # fmt: skip
 
 
 def get_suite() -> Suite:
@@ -53,5 +80,6 @@ def get_suite() -> Suite:
             _eager("eager l2=0, uct", frontier_entropy_weight=0.0, backtrace="uct", force_to_frontier=False),
             _eager("width 4", expansion_width=4, capacity=161),
         ),
-        seeds=(0, 1, 2),
+        seeds=(0, 1, 2, 3, 4),
+        claims=CLAIMS,
     )  # fmt: skip

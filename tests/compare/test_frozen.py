@@ -33,7 +33,7 @@ def test_figures_by_hand(tmp_path):
         # Two problems, searched twice: 3 and 1 right ones in 500 and 300 tokens.
         rows = [row([2, 1], [1, 1], 500, 9.0), row([1, 0], [1, 0], 300, 0.5)]
         (place / "frozen.json").write_text(json.dumps({"rows": rows}))
-    found = collect_frozen(FROZEN, tmp_path, cells(FROZEN), draws=50)["tiny"]["deepsearch"]
+    found = collect_frozen(FROZEN, tmp_path, cells(FROZEN), draws=50)["tiny"]["methods"]["deepsearch"]
     assert found["correct_per_1000"].value == pytest.approx(1000 * 4 / 800)
     assert found["distinct_per_1000"].value == pytest.approx(1000 * 3 / 800)
     assert found["solved_per_1000"].value == pytest.approx(1000 * 3 / 800)  # both of two problems, then one
@@ -48,7 +48,7 @@ def test_a_frozen_suite_runs(tmp_path):
     for cell in cells(FROZEN)[:2]:
         run_frozen(cell, tmp_path, print)
     results = results_of(FROZEN, tmp_path, draws=50)
-    methods = results["frozen"]["tiny"]
+    methods = results["frozen"]["tiny"]["methods"]
     assert methods["deepsearch"]["expansions"] > 0 == methods["direct"]["expansions"]
     assert methods["direct"]["tokens"] > 0
     assert "| direct | " in markdown(results)
