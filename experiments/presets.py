@@ -78,8 +78,9 @@ def set_best_first(config: ConfigDict) -> None:
     """Sets what searches in the order of likelihood and compares each step with those beside it.
 
     Cold children drawn without replacement; the likeliest prefix that is still to be made goes first; a search ends
-    with a right answer and one beside it, and goes on to 32 where there is none. There is room for 160 nodes:
-    raise search.capacity where paths have more than about ten segments. See docs/best_first.md.
+    with a right answer and one beside it, and goes on to 32 where there is none. Solved problems are searched again:
+    nothing is cached. There is room for 160 nodes: raise search.capacity where paths have more than about ten segments.
+    See docs/best_first.md.
     """
     config.rounds.search_when = "always"
     config.rounds.filter_problems = False
@@ -97,6 +98,7 @@ def set_best_first(config: ConfigDict) -> None:
     search.capacity = 161
     config.advantage.level = "siblings"
     config.advantage.drop_uniform = True
+    config.cache.capacity = 0
 
 
 # Every setting in which the `dapo` preset differs from the `paper` preset, and why; a test compares the two.

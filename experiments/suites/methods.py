@@ -32,7 +32,7 @@ BEST_FIRST = Method(
         "search.expansion": "lazy", "search.siblings": "distinct", "search.expansion_width": 8,
         "search.picks_per_step": 2, "search.frontier_entropy": "excess", "search.frontier_entropy_weight": -1.0,
         "search.num_trajectories": 32, "search.trajectories_if_solved": 2, "search.capacity": 161,
-        "advantage.level": "siblings", "advantage.drop_uniform": True,
+        "advantage.level": "siblings", "advantage.drop_uniform": True, "cache.capacity": 0,
     },
 )  # fmt: skip
 EAGER = Method("eager", {**_OWN})
