@@ -48,8 +48,10 @@ def coarse_rows(longest: int, max_trees: int, multiple: int, num_devices: int, l
     length = multiple
     while length < longest:
         length *= 2
-    at_least = max(-(-max_trees // (PARTS * num_devices)), -(-FEWEST_TOKENS // length))
-    micro_batch_rows = max(limit // length, 1) if limit else min(at_least, -(-max_trees // num_devices))
+    per_device = -(-max_trees // num_devices)
+    at_least = max(-(-per_device // PARTS), -(-FEWEST_TOKENS // length))
+    # Equal parts, so that a full batch has no row more than trees.
+    micro_batch_rows = max(limit // length, 1) if limit else -(-per_device // max(-(-per_device // at_least), 1))
     unit = num_devices * micro_batch_rows
     return length, -(-max_trees // unit) * unit, micro_batch_rows
 

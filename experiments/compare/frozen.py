@@ -89,7 +89,7 @@ def collect_frozen(suite: Suite, workdir: pathlib.Path, cells: list[Cell], *, dr
         if by_method:
             found[setting] = {
                 "methods": {name: _summary(list(seeds.values()), draws) for name, seeds in by_method.items()},
-                "claims": judge_frozen(suite.claims, by_method, draws=draws),
+                "claims": judge_frozen(suite.claims, setting, by_method, draws=draws),
             }
     return found
 

@@ -118,7 +118,7 @@ def _setting(
         }  # fmt: skip
     found["test"] = _tests(tests, draws)
     found["ratios"] = _ratios(suite, runs, tests, draws)
-    found["claims"] = judge_training(suite.claims, runs, tests, draws=draws)
+    found["claims"] = judge_training(suite.claims, name, runs, tests, draws=draws)
     return found
 
 

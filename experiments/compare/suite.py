@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from deepsearch_jax.config import from_config, setting_names
 from deepsearch_jax.runtime import RunSettings
 from deepsearch_jax.runtime.workdir import write_json
-from experiments.compare.claims import Claim
+from experiments.compare.claims import MEASURES, Claim
 from experiments.settings import Setting, all_settings
 
 Overrides = Mapping[str, Any]  # dotted name of a setting -> value
@@ -92,10 +92,7 @@ class Suite:
         if self.test_samples < 2 or self.test_samples % 2:
             raise ValueError(f"test_samples={self.test_samples} must be even and at least 2: one half chooses problems")
         for claim in self.claims:
-            if missing := {claim.better, claim.worse} - set(names):
-                raise ValueError(
-                    f"claim {claim.text!r} of suite {self.name!r} names no method of it: {sorted(missing)}"
-                )
+            self._check_claim(claim, names)
         if not self.levels or sorted(set(self.levels)) != list(self.levels):
             raise ValueError(f"levels={self.levels} must rise")
         if not self.seeds or not self.grid_seeds:
@@ -108,6 +105,16 @@ class Suite:
                     near = difflib.get_close_matches(key, valid, n=1)
                     hint = f"; did you mean {near[0]}?" if near else ""
                     raise ValueError(f"{key!r} of suite {self.name!r} is not a setting{hint}")
+
+    def _check_claim(self, claim: Claim, methods: list[str]) -> None:
+        told = f"claim {claim.text!r} of suite {self.name!r}"
+        if missing := {claim.better, claim.worse} - set(methods):
+            raise ValueError(f"{told} names no method of it: {sorted(missing)}")
+        if missing := set(claim.settings) - set(self.settings):
+            raise ValueError(f"{told} names no setting of it: {sorted(missing)}")
+        if MEASURES[claim.measure][2] != self.kind:
+            of_kind = ", ".join(name for name, (_, _, kind) in MEASURES.items() if kind == self.kind)
+            raise ValueError(f"{told}: measure={claim.measure!r} is not of kind={self.kind!r}; choose one of {of_kind}")
 
     def setting(self, name: str) -> Setting:
         """Raises: ValueError for a setting that does not exist."""

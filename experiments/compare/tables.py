@@ -139,7 +139,9 @@ def _claims(claims: Sequence[dict[str, Any]]) -> list[str]:
         for claim in claims
     ]  # fmt: skip
     head = ["source", "claim", "first, second", "figure", "median over seeds [95 % interval]", "seeds", "verdict"]
-    return ["Claims, written down before these runs:", "", *table(head, rows), ""]
+    text = ("Claims of the suite. Each is judged by its own 95 % interval: of twenty without any truth in them one may "
+            "come out as reproduced or as the opposite:")  # fmt: skip
+    return [text, "", *table(head, rows), ""]
 
 
 def _grid(grid: Sequence[dict[str, Any]]) -> list[str]:

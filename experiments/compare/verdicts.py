@@ -1,5 +1,6 @@
 """Whether the runs of a suite bear its claims out."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,66 +12,94 @@ from experiments.compare.measure import RunCurves
 from experiments.compare.statistics import Estimate
 
 
-def _judged(claim: Claim, figure: Estimate, seeds: int) -> dict[str, Any]:
-    meaning, neutral = MEASURES[claim.measure]
-    if claim.level:
-        meaning = meaning.replace("a level", f"{claim.level:g}")
-    return {
-        "source": claim.source, "text": claim.text, "better": claim.better, "worse": claim.worse, "meaning": meaning,
-        "figure": figure, "seeds": seeds, "verdict": verdict(figure, neutral),
-    }  # fmt: skip
-
-
 def judge_training(
-    claims: Sequence[Claim], runs: Mapping[str, Mapping[int, RunCurves]],
+    claims: Sequence[Claim], setting: str, runs: Mapping[str, Mapping[int, RunCurves]],
     tests: Mapping[str, Mapping[int, dict[str, Any]]], *, draws: int,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Claims on trained policies of one setting, in pairs by seed; those whose runs are missing are left out."""
     found = []
-    for claim in claims:
-        pairs: list[Mapping[int, Any]] = [(tests if claim.measure == "accuracy" else runs).get(name, {})
-                                          for name in (claim.better, claim.worse)]  # fmt: skip
-        seeds = sorted(set(pairs[0]) & set(pairs[1]))
-        if not seeds:
+    for claim in _of_setting(claims, setting):
+        first, second = _pairs(claim, tests if claim.measure == "accuracy" else runs)
+        if not first:
             continue
-        first, second = ([some[seed] for seed in seeds] for some in pairs)
-        if claim.measure == "accuracy":
-            rates = [[testing.rates(test) for test in some] for some in (first, second)]
-            figure = statistics.difference_estimate(*rates, draws=draws)
-        elif claim.measure == "tokens":
-            ours, theirs = ([run.curve("generated_tokens") for run in some] for some in (first, second))
-            figure = statistics.ratio_estimate(ours, theirs, claim.level, draws=draws)
-        else:
-            figure = _of_seeds([_cached_growth(run) for run in first], draws)
-        found.append(_judged(claim, figure, len(seeds)))
+        deciding = len(first)
+        match claim.measure:
+            case "accuracy":
+                rates = [[testing.rates(test) for test in some] for some in (first, second)]
+                figure = statistics.difference_estimate(*rates, draws=draws)
+            case "tokens":
+                ours, theirs = ([run.curve("generated_tokens") for run in some] for some in (first, second))
+                figure = statistics.ratio_estimate(ours, theirs, claim.level, draws=draws)
+                # A seed in which neither gets there tells nothing.
+                deciding = sum(max(run.accuracy.max() for run in pair) >= claim.level for pair in zip(first, second))
+            case "cached":
+                figure = _of_seeds([_cached_growth(run) for run in first], draws)
+            case _:
+                raise ValueError(f"measure={claim.measure!r} is none of trained policies")
+        found.append(_judged(claim, figure, deciding))
     return found
 
 
 def judge_frozen(
-    claims: Sequence[Claim], searches: Mapping[str, Mapping[int, list[dict[str, Any]]]], *, draws: int
+    claims: Sequence[Claim], setting: str, searches: Mapping[str, Mapping[int, list[dict[str, Any]]]], *, draws: int
 ) -> list[dict[str, Any]]:
     """Claims on searches of one setting: {method: {seed: rows of its repeats}}, in pairs by seed."""
     found = []
-    for claim in claims:
-        pairs = [searches.get(name, {}) for name in (claim.better, claim.worse)]
-        seeds = sorted(set(pairs[0]) & set(pairs[1]))
-        if not seeds:
+    for claim in _of_setting(claims, setting):
+        first, second = _pairs(claim, searches)
+        is_known = claim.measure != "reward" or all("rewards" in row for rows in first + second for row in rows)
+        if not first or not is_known:  # rows of older versions have no rewards
             continue
-        first, second = ([some[seed] for seed in seeds] for some in pairs)
-        if claim.measure == "reward":
-            rewards = [[np.mean([row["rewards"] for row in rows], axis=0) for rows in some] for some in (first, second)]
-            figure = statistics.difference_estimate(*rewards, draws=draws)
-        elif claim.measure == "expansions":
-            figure = _of_seeds([_mean(b, "expansions") / _mean(a, "expansions") for a, b in zip(first, second)], draws)
-        else:
-            figure = statistics.ratio_of_means([_solved(a) for a in first], [_solved(b) for b in second], draws=draws)
-        found.append(_judged(claim, figure, len(seeds)))
+        deciding = len(first)
+        match claim.measure:
+            case "reward":
+                rewards = [[np.mean([row["rewards"] for row in rows], axis=0) for rows in some]
+                           for some in (first, second)]  # fmt: skip
+                figure = statistics.difference_estimate(*rewards, draws=draws)
+            case "expansions":
+                ratios = [_ratio(_mean(b, "expansions"), _mean(a, "expansions")) for a, b in zip(first, second)]
+                figure, deciding = _of_seeds(ratios, draws), sum(not math.isnan(ratio) for ratio in ratios)
+            case "solved":
+                ours, theirs = ([_solved(rows) for rows in some] for some in (first, second))
+                figure = statistics.ratio_of_means(ours, theirs, draws=draws)
+                deciding = sum(bool(a.any() or b.any()) for a, b in zip(ours, theirs))
+            case _:
+                raise ValueError(f"measure={claim.measure!r} is none of searches")
+        found.append(_judged(claim, figure, deciding))
     return found
+
+
+def _of_setting(claims: Sequence[Claim], setting: str) -> list[Claim]:
+    return [claim for claim in claims if not claim.settings or setting in claim.settings]
+
+
+def _pairs(claim: Claim, by_method: Mapping[str, Mapping[int, Any]]) -> tuple[list[Any], list[Any]]:
+    """What there is of both methods of a claim, seed by seed."""
+    better, worse = (by_method.get(name, {}) for name in (claim.better, claim.worse))
+    seeds = sorted(set(better) & set(worse))
+    return [better[seed] for seed in seeds], [worse[seed] for seed in seeds]
+
+
+def _judged(claim: Claim, figure: Estimate, num_seeds: int) -> dict[str, Any]:
+    """Args: num_seeds: that tell anything."""
+    meaning, neutral, _ = MEASURES[claim.measure]
+    if claim.level:
+        meaning = meaning.replace("a level", f"{claim.level:g}")
+    return {
+        "source": claim.source, "text": claim.text, "better": claim.better, "worse": claim.worse, "meaning": meaning,
+        "figure": figure, "seeds": num_seeds, "verdict": verdict(figure, neutral, num_seeds),
+    }  # fmt: skip
 
 
 def _of_seeds(values: Sequence[float], draws: int) -> Estimate:
     """Median over seeds of a figure that is of no single problem."""
     return statistics.mean_estimate([np.array([value]) for value in values], draws=draws)
+
+
+def _ratio(numerator: float, denominator: float) -> float:
+    if denominator == 0:
+        return float("nan") if numerator == 0 else float("inf")
+    return numerator / denominator
 
 
 def _cached_growth(run: RunCurves) -> float:

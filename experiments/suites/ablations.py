@@ -9,9 +9,11 @@ from experiments.suites.methods import ADAPTIVE, BEST_FIRST, DAPO, DEEPSEARCH, E
 
 # Table 6: five rounds, each on what is still hard, with the cache kept between them.
 _ROUNDS = {
-    "rounds.num_rounds": 5, "rounds.steps_per_round": 12, "rounds.filter_problems": True, "rounds.refilter": "all",
-    "rounds.max_candidates": 192, "filter.easy_share": 0.2,
+    "rounds.num_rounds": 5, "rounds.steps_per_round": 0, "rounds.filter_problems": True, "rounds.refilter": "all",
+    "rounds.max_candidates": 192, "filter.easy_share": 0.2, "task.arithmetic.num_train_problems": 192,
 }  # fmt: skip
+# Five passes over all of them in 60 steps: a cache is of use where problems come again.
+_FEW = {"task.arithmetic.num_train_problems": 192}
 
 
 def _changed(name: str, overrides: Overrides) -> Method:
@@ -36,26 +38,29 @@ CLAIMS = (
     _learns_more("Table 4", "the mean alone beats mean and standard deviation", "mean and std"),
     _learns_more("Table 5", "the most confident wrong trajectory beats a random one", "wrong: random"),
     _learns_more("Table 5", "the most confident wrong trajectory beats the least confident", "wrong: least confident"),
-    Claim("Table 6", "the share of problems with a cached solution grows over rounds", "five rounds", "five rounds",
-          "cached"),
-    _learns_more("Section 4", "caching solutions helps", "no cache"),
+    Claim("Table 6", "the share of groups from the cache grows over rounds", "five rounds", "five rounds", "cached"),
+    Claim("paper", "a cache helps where problems come again", "few problems", "few problems, no cache", "accuracy"),
     _learns_more("pilot", "trees of one outcome are better dropped", "uniform trees kept"),
     _learns_more("pilot", "where the mode is right, confidence (l2 = -3) beats none", "l2 = 0"),
     _learns_more("pilot", "where the mode is right, confidence (l2 = -3) beats its opposite", "l2 = +1"),
     Claim("pilot", "width 2 needs fewer tokens than 4", "eager", "width 4", "tokens", 0.1),
-    Claim("pilot", "scoring the path needs fewer tokens than the own segment", "eager path", "eager", "tokens", 0.1),
-    Claim("pilot", "lazy expansion needs fewer tokens than eager", "deepsearch", "eager path", "tokens", 0.1),
+    Claim("pilot", "scoring the path (l2 = -10) needs fewer tokens than the own segment (-3)", "path", "eager",
+          "tokens", 0.1),
+    Claim("pilot", "lazy expansion needs fewer tokens than eager", "lazy path", "eager path", "tokens", 0.1),
+    Claim("pilot", "two picks a step need no more tokens than one", "deepsearch", "lazy path", "tokens", 0.1),
     Claim("paper", "the search needs fewer tokens than DAPO", "eager", "dapo", "tokens", 0.1),
     Claim("own", "best first needs fewer tokens than lazy path", "best first", "deepsearch", "tokens", 0.3),
-    Claim("own", "best first needs fewer tokens with distinct siblings", "best first",
+    Claim("own", "best first needs fewer tokens with distinct siblings and the score that needs them", "best first",
           "best first: siblings may be equal", "tokens", 0.3),
-    Claim("own", "best first needs fewer tokens in the order of likelihood", "best first",
-          "best first: by confidence", "tokens", 0.3),
+    Claim("own", "best first needs fewer tokens by likelihood (excess, -1) than by confidence (path, -10)",
+          "best first", "best first: by confidence", "tokens", 0.3),
     Claim("own", "best first needs fewer tokens at T = .4 than at 1", "best first", "best first: T = 1", "tokens", 0.3),
     Claim("own", "best first needs fewer tokens with siblings as the baseline", "best first",
           "best first: tree's mean", "tokens", 0.3),
-    Claim("own", "best first needs fewer tokens with an early end", "best first", "best first: 8, no early end",
+    Claim("own", "best first needs fewer tokens with an early end", "best first", "best first: no early end",
           "tokens", 0.3),
+    Claim("own", "best first needs fewer tokens without a cache, where problems come again", "best first: few problems",
+          "best first: few problems, cache", "tokens", 0.3),
 )  # fmt: skip
 
 
@@ -82,15 +87,21 @@ def get_suite() -> Suite:
             _changed("wrong: random", {"search.negative_choice": "random"}),
             _changed("wrong: least confident", {"search.negative_choice": "least_confident"}),
             # Table 6 and the cache.
-            _changed("no cache", {"cache.capacity": 0}),
+            _changed("few problems", _FEW),
+            _changed("few problems, no cache", {**_FEW, "cache.capacity": 0}),
             _changed("five rounds", _ROUNDS),
+            # The pilots' other switches.
+            _changed("path", {"search.frontier_entropy": "path", "search.frontier_entropy_weight": -10.0}),
+            Method("lazy path", {**EAGER_PATH.overrides, "search.expansion": "lazy"}),
             _changed("width 4", {"search.expansion_width": 4, "search.capacity": 161}),
             # Each part of `best first` left out.
             _without("siblings may be equal", {"search.siblings": "independent", "search.frontier_entropy": "path"}),
             _without("by confidence", {"search.frontier_entropy": "path", "search.frontier_entropy_weight": -10.0}),
             _without("T = 1", {"rollout.temperature": 1.0}),
             _without("tree's mean", {"advantage.level": "node"}),
-            _without("8, no early end", {"search.num_trajectories": 8, "search.trajectories_if_solved": 0}),
+            _without("no early end", {"search.trajectories_if_solved": 0}),
+            _without("few problems", _FEW),
+            _without("few problems, cache", {**_FEW, "cache.capacity": 192}),
         ),
         seeds=(0, 1, 2, 3, 4),
         levels=(0.1, 0.3, 0.5),

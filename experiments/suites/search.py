@@ -23,29 +23,36 @@ def _eager(name: str, **changes: float | str | bool) -> Method:
     return Method(name, {**EAGER.overrides, **{f"search.{key}": value for key, value in changes.items()}})
 
 
+_RIGHT_MODE = ("sparse", "moderate")
 _DEFAULT, _UCT = "eager own l2=0", "eager l2=0, uct"
 _SQRT = "a depth bonus by the square root"
 # Table 3 is of searches by a policy that is not trained, without an uncertainty term unless said.
 CLAIMS = (
-    Claim("Table 3", "the frontier ends a tree after fewer iterations than UCT", _DEFAULT, _UCT, "expansions"),
+    Claim("Table 3", "the frontier ends a tree after fewer expansions than UCT", _DEFAULT, _UCT, "expansions"),
     Claim("Table 3", "the frontier finds better trajectories than UCT", _DEFAULT, _UCT, "reward"),
     Claim("Table 3", f"{_SQRT} finds better trajectories than the logarithm", _DEFAULT, "eager l2=0, depth log",
           "reward"),
     Claim("Table 3", f"{_SQRT} finds better trajectories than a linear one", _DEFAULT, "eager l2=0, depth constant",
           "reward"),
-    Claim("Table 3", "a linear depth bonus ends a tree after fewer iterations than the square root",
+    Claim("Table 3", "a linear depth bonus ends a tree after fewer expansions than the square root",
           "eager l2=0, depth constant", _DEFAULT, "expansions"),
     Claim("Table 3", "a bonus for uncertainty (l2 = +1) finds better trajectories than none", "eager own l2=+1",
           _DEFAULT, "reward"),
-    Claim("pilot", "confidence (l2 = -3) solves more per token than none", "eager", _DEFAULT, "solved"),
-    Claim("pilot", "scoring the path solves more per token than the own segment", "eager path", "eager", "solved"),
-    Claim("pilot", "lazy expansion solves more per token than eager", "deepsearch", "eager path", "solved"),
+    Claim("pilot", "where the mode is right, confidence (l2 = -3) solves more per token than none", "eager", _DEFAULT,
+          "solved", settings=_RIGHT_MODE),
+    Claim("pilot", "where the mode is wrong, confidence (l2 = -3) solves less per token than none", _DEFAULT, "eager",
+          "solved", settings=("plateau",)),
+    Claim("pilot", "where the mode is right, scoring the path (l2 = -10) solves more per token than the segment (-3)",
+          "path", "eager", "solved", settings=_RIGHT_MODE),
+    Claim("pilot", "lazy expansion solves more per token than eager", "lazy path", "eager path", "solved"),
     Claim("pilot", "width 2 solves more per token than 4", "eager", "width 4", "solved"),
-    Claim("own", "best first solves more per token than cold direct samples", "best first", "direct, T=0.7", "solved"),
+    Claim("own", "best first (T = .4) solves more per token than direct samples as cold", "best first", "direct, T=0.4",
+          "solved"),
     Claim("own", "best first solves more per token than hot direct samples", "best first", "direct, T=1.3", "solved"),
-    Claim("own", "best first solves more per token than the best fixed lazy search where the mode is right",
-          "best first", "deepsearch", "solved"),
-    Claim("own", "distinct siblings solve more per token", "best first", "best first, independent", "solved"),
+    Claim("own", "best first solves more per token than lazy search by confidence", "best first", "deepsearch",
+          "solved"),
+    Claim("own", "distinct siblings and the score that needs them solve more per token", "best first",
+          "best first, independent", "solved"),
 )  # fmt: skip
 
 
@@ -59,6 +66,7 @@ def get_suite() -> Suite:
         methods=(
             Method("direct, T=1", GRPO.overrides),
             Method("direct, T=0.7", {**GRPO.overrides, "rollout.temperature": 0.7}),
+            Method("direct, T=0.4", {**GRPO.overrides, "rollout.temperature": 0.4}),
             Method("direct, T=1.3", {**GRPO.overrides, "rollout.temperature": 1.3}),
             BEST_FIRST,
             _changed("best first, T=0.7", {"rollout.temperature": 0.7}),
@@ -73,6 +81,8 @@ def get_suite() -> Suite:
             _lazy("lazy own l2=-3", "own", -3.0),
             EAGER,
             EAGER_PATH,
+            Method("lazy path", {**EAGER_PATH.overrides, "search.expansion": "lazy"}),
+            _eager("path", frontier_entropy="path", frontier_entropy_weight=-10.0),
             _eager("eager own l2=0", frontier_entropy_weight=0.0),
             _eager("eager own l2=+1", frontier_entropy_weight=1.0),
             _eager("eager l2=0, depth log", frontier_entropy_weight=0.0, depth_bonus="log"),

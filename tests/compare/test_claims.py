@@ -18,18 +18,19 @@ def of(measure, better="a", worse="b", level=0.0):
 
 
 @pytest.mark.parametrize(
-    ("figure", "neutral", "words"),
+    ("figure", "neutral", "seeds", "words"),
     [
-        (Estimate(1.5, 1.1, 2), 1, "reproduced"),
-        (Estimate(0.5, 0.4, 0.9), 1, "not reproduced: the opposite"),
-        (Estimate(1.5, 0.9, 2), 1, "undecided"),
-        (Estimate(0.1, 0, 0.2), 0, "undecided"),
-        (Estimate(float("nan"), float("nan"), float("nan")), 1, "undecided"),
-        (Estimate(float("inf"), 1.2, float("inf")), 1, "reproduced"),
+        (Estimate(1.5, 1.1, 2), 1, 5, "reproduced"),
+        (Estimate(0.5, 0.4, 0.9), 1, 5, "not reproduced: the opposite"),
+        (Estimate(1.5, 0.9, 2), 1, 5, "undecided"),
+        (Estimate(0.1, 0, 0.2), 0, 5, "undecided"),
+        (Estimate(float("nan"), float("nan"), float("nan")), 1, 5, "undecided"),
+        (Estimate(float("inf"), 1.2, float("inf")), 1, 4, "reproduced"),
+        (Estimate(1.5, 1.1, 2), 1, 3, "undecided: fewer than 4 seeds"),
     ],
 )
-def test_an_interval_decides(figure, neutral, words):
-    assert verdict(figure, neutral) == words
+def test_an_interval_decides(figure, neutral, seeds, words):
+    assert verdict(figure, neutral, seeds) == words
 
 
 def run(tokens, accuracies, cached=()):
@@ -43,38 +44,60 @@ def outcome(*correct):
 
 
 def test_claims_on_trained_policies_by_hand():
-    # Level .2 at 100 and 200 tokens in seed 0 and at 100 and 300 in seed 1; seed 2 has no partner.
-    runs = {
-        "a": {0: run([0, 100], [0, 0.2], (0.1, 0.3, 0.4)), 1: run([0, 100], [0, 0.2], (0, 0, 0.5)), 2: run([0], [0])},
-        "b": {0: run([0, 200], [0, 0.2]), 1: run([0, 300], [0, 0.2])},
+    # Level .2 at 100 tokens with the first; with the second at 200 in seeds 0 and 1, at 300 in 2 and 3; in seed 4
+    # neither gets there, and seed 5 has no partner.
+    first = {seed: run([0, 100], [0, 0.2], (0.1, 0.3, 0.5)) for seed in range(4)} | {4: run([0, 9], [0, 0.1])}
+    second = {seed: run([0, 200 + 100 * (seed > 1)], [0, 0.2]) for seed in range(4)} | {4: run([0, 9], [0, 0.1])}
+    runs = {"a": first | {5: run([0], [0])}, "b": second}
+    tests = {
+        "a": {seed: outcome(4, 2) for seed in range(4)},
+        "b": {seed: outcome(2, 2 * (seed > 1)) for seed in range(4)},
     }
-    tests = {"a": {0: outcome(4, 2), 1: outcome(4, 2)}, "b": {0: outcome(2, 2), 1: outcome(2, 0)}}
-    claims = [of("tokens", level=0.2), of("accuracy"), of("cached", "a", "a"), of("accuracy", "a", "c")]
-    tokens, accuracy, cached = judge_training(claims[:2] + claims[3:], runs, tests, draws=200) + judge_training(
-        [of("cached", "a", "a")], {"a": {seed: runs["a"][seed] for seed in (0, 1)}}, {}, draws=200
-    )
-    assert tokens["figure"] == (2.5, 2.0, 3.0)
+    claims = [of("tokens", level=0.2), of("accuracy"), of("accuracy", "a", "c")]
+    tokens, accuracy = judge_training(claims, "tiny", runs, tests, draws=400)
+    assert tokens["figure"].value == pytest.approx(2.5)
     assert tokens["verdict"] == "reproduced"
-    assert tokens["seeds"] == 2
+    assert tokens["seeds"] == 4  # that tell anything
     assert "to 0.2" in tokens["meaning"]
-    assert accuracy["figure"].value == pytest.approx((0.25 + 0.5) / 2)  # means over problems: .75 - .5 and .75 - .25
-    assert cached["figure"].value == pytest.approx((0.3 + 0.5) / 2)
+    assert accuracy["figure"].value == pytest.approx((0.5 + 0.25) / 2)  # .75 - .25 twice, .75 - .5 twice
+    few = {name: {seed: some[seed] for seed in (0, 1, 4)} for name, some in (("a", first), ("b", second))}
+    assert "fewer than 4 seeds" in judge_training([of("tokens", level=0.2)], "tiny", few, {}, draws=50)[0]["verdict"]
+    (cached,) = judge_training([of("cached", "a", "a")], "tiny", {"a": {s: first[s] for s in range(4)}}, {}, draws=50)
+    assert cached["figure"] == pytest.approx((0.4, 0.4, 0.4))
     assert cached["verdict"] == "reproduced"
 
 
-def test_claims_on_searches_by_hand():
-    def rows(expansions, rewards, correct, tokens):
-        return [{"expansions": expansions, "rewards": rewards, "correct": correct, "tokens": tokens}] * 2
+def rows(expansions, rewards, correct, tokens):
+    return [{"expansions": expansions, "rewards": rewards, "correct": correct, "tokens": tokens}] * 2
 
+
+def test_claims_on_searches_by_hand():
     searches = {
         "a": {0: rows(5.0, [1.0, 0.5], [1, 0], 100), 1: rows(4.0, [1.0, 0.5], [3, 1], 200)},
         "b": {0: rows(10.0, [0.0, -0.5], [1, 0], 200), 1: rows(4.0, [0.0, 0.5], [0, 1], 400)},
     }
-    expansions, reward, solved = judge_frozen([of("expansions"), of("reward"), of("solved")], searches, draws=400)
+    claims = [of("expansions"), of("reward"), of("solved")]
+    expansions, reward, solved = judge_frozen(claims, "tiny", searches, draws=400)
     assert expansions["figure"].value == pytest.approx((2 + 1) / 2)
-    assert expansions["verdict"] == "undecided"  # one of two seeds shows nothing
     assert reward["figure"].value == pytest.approx((1 + 0.5) / 2)
     assert solved["figure"].value == pytest.approx((2 + 4) / 2)  # .5 / 50 over .5 / 100 and 1 / 100 over .5 / 200
+
+
+def test_what_tells_nothing_is_no_seed_and_what_is_missing_no_claim():
+    nothing = {0: rows(0.0, [0.0], [0], 10)}
+    expansions, solved = judge_frozen([of("expansions"), of("solved")], "tiny", {"a": nothing, "b": nothing}, draws=50)
+    assert (expansions["seeds"], solved["seeds"]) == (0, 0)
+    direct = judge_frozen([of("expansions")], "tiny", {"a": nothing, "b": {0: rows(3.0, [0.0], [0], 10)}}, draws=50)
+    assert direct[0]["figure"].value == float("inf")
+    old = {0: [{"expansions": 1.0, "correct": [1], "tokens": 10}]}
+    assert judge_frozen([of("reward")], "tiny", {"a": old, "b": old}, draws=50) == []
+
+
+def test_a_claim_may_be_of_some_settings():
+    claim = dataclasses.replace(of("expansions"), settings=("sparse",))
+    searches = {name: {0: rows(3.0, [0.0], [0], 10)} for name in "ab"}
+    assert judge_frozen([claim], "plateau", searches, draws=50) == []
+    assert len(judge_frozen([claim], "sparse", searches, draws=50)) == 1
 
 
 def test_mistakes_in_claims_are_told():
@@ -84,6 +107,11 @@ def test_mistakes_in_claims_are_told():
         of("tokens")
     with pytest.raises(ValueError, match="names no method of it"):
         dataclasses.replace(get_suite(), claims=(of("accuracy"),))
+    ours = get_suite().ours
+    with pytest.raises(ValueError, match="measure='reward' is not of kind='train'; choose one of accuracy, tokens"):
+        dataclasses.replace(get_suite(), claims=(of("reward", ours, ours),))
+    with pytest.raises(ValueError, match="names no setting of it"):
+        dataclasses.replace(get_suite(), claims=(Claim("", "", ours, ours, "accuracy", settings=("moon",)),))
 
 
 def test_the_page_says_what_was_claimed_and_what_came_out():

@@ -272,6 +272,13 @@ def test_coarse_layouts_repeat_their_shapes_whatever_trees_come(num_devices, lim
     assert len(shapes) == len({shape[1] for shape in shapes})
 
 
+def test_full_batches_of_coarse_layouts_have_no_row_more_than_trees():
+    """Of 60 tokens in rows of 64, parts of about 640 tokens: two of 8 rows, not two of 10."""
+    assert choose_layout([60] * 16, 64, 1, 0, max_trees=16, is_coarse=True)[1:] == (16, 64, 8)
+    assert choose_layout([60] * 16, 80, 1, 0, max_trees=16, is_coarse=True)[1:] == (16, 80, 8)
+    assert choose_layout([60] * 4, 64, 1, 0, max_trees=4, is_coarse=True)[1:] == (4, 64, 4)
+
+
 @pytest.mark.parametrize("multiple", [1, 64])
 def test_fine_sizes_are_few_and_waste_an_eighth_at_most(multiple):
     sizes = {fine_bucket(length, multiple) for length in range(1, 4097)}
