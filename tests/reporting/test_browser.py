@@ -1,6 +1,6 @@
 """The page in a real browser: it draws, follows the axis, the runs and the pointer, and asks the network for nothing.
 
-`DEEPSEARCH_PICTURES=docs/images python -m pytest -n 0 tests/reporting/test_browser.py` draws the docs' picture anew.
+`DEEPSEARCH_PICTURES=DIR python -m pytest -n 0 tests/reporting/test_browser.py` keeps the picture of the last test.
 """
 
 import os
