@@ -238,8 +238,10 @@ class ChartView {
     }
     this.tip.hidden = false;
     const isRight = left > this.plot.clientWidth / 2;
-    this.tip.style.left = isRight ? "" : `${left + 26}px`;
-    this.tip.style.right = isRight ? `${this.plot.clientWidth - left + 26}px` : "";
+    // Beside the pointer, but within the plot: long names would push it out.
+    const most = Math.max(this.plot.clientWidth - this.tip.offsetWidth + 14, 14);
+    this.tip.style.left = isRight ? "" : `${Math.min(left + 26, most)}px`;
+    this.tip.style.right = isRight ? `${Math.min(this.plot.clientWidth - left + 26, most)}px` : "";
     const above = this.plot.getBoundingClientRect().top - this.figure.getBoundingClientRect().top;
     this.tip.style.top = `${above + 8}px`;
   }

@@ -74,6 +74,19 @@ def test_the_pointer_and_the_arrows_tell_values(page, recorded):
     assert page.run("document.querySelector('.chart .tip').hidden")
 
 
+def test_long_names_push_no_tip_out_of_its_chart(page):
+    box = "document.querySelector({!r}).getBoundingClientRect().toJSON()"
+    plot = page.run(box.format(".chart .plot"))
+    page.run("document.querySelector('.chart .tip').style.minWidth = '330px'")
+    for share in (0.15, 0.45, 0.6, 0.9):
+        page.pointer(plot["x"] + plot["width"] * share, plot["y"] + 60)
+        tip = page.run(box.format(".chart .tip"))
+        assert tip["width"] >= 330
+        assert plot["x"] - 1 <= tip["x"] < tip["right"] <= plot["right"] + 1
+    page.run("document.querySelector('.chart .tip').style.minWidth = ''")
+    page.pointer(2, 2)
+
+
 def test_a_run_can_be_hidden(page):
     click(page, '[data-run="1"]')
     assert page.run(CURVES)[0] == 1
