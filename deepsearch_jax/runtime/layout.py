@@ -9,7 +9,7 @@ from deepsearch_jax.training import first_fit
 # Operations (6 a parameter and token) of an update that takes a tenth of the time its program takes to compile: half
 # a second of two CPU cores; about the same on an accelerator, where compiling takes minutes.
 FEW_OPERATIONS, FEW_ON_ACCELERATORS = {"cpu": 2e10}, 1e14
-PARTS, FEWEST_TOKENS = 8, 640  # micro-batches that a device's trees are cut into at the most; tokens of one
+PARTS, FEWEST_TOKENS = 8, 640  # micro-batches that a device's trees are cut into at the most; about the tokens of one
 
 
 def fine_bucket(length: int, multiple: int) -> int:

@@ -1,18 +1,27 @@
 """Claims that one method of a suite beats another, and the figure that decides each."""
 
 import dataclasses
+from typing import NamedTuple
 
 from experiments.compare.statistics import Estimate
 
-# What a figure above its neutral value means, that value, and the kind of suite that has it. The first of the two
-# methods named is the better one.
+
+class Measure(NamedTuple):
+    """What a figure means, the value that favours neither method (above it the first is better), and the kind of suite
+    that has it."""
+
+    meaning: str
+    neutral: float
+    kind: str
+
+
 MEASURES = {
-    "accuracy": ("test pass@1 after as many steps, first minus second", 0.0, "train"),
-    "tokens": ("generated tokens to a level, second over first", 1.0, "train"),
-    "cached": ("share of groups from the cache, last round minus first", 0.0, "train"),
-    "reward": ("mean reward of a problem's trajectories, first minus second", 0.0, "frozen"),
-    "solved": ("problems solved per 1,000 tokens, first over second", 1.0, "frozen"),
-    "expansions": ("expansions a tree, second over first", 1.0, "frozen"),
+    "accuracy": Measure("test pass@1 after as many steps, first minus second", 0.0, "train"),
+    "tokens": Measure("generated tokens to a level, second over first", 1.0, "train"),
+    "cached": Measure("share of groups from the cache, last round minus first", 0.0, "train"),
+    "reward": Measure("mean reward of a problem's trajectories, first minus second", 0.0, "frozen"),
+    "solved": Measure("problems solved per 1,000 tokens, first over second", 1.0, "frozen"),
+    "expansions": Measure("expansions a tree, second over first", 1.0, "frozen"),
 }
 # Below, the interval of a bootstrap over seeds says too little: with three, one of eight claims without any truth in it
 # would come out as reproduced, with two one of five.

@@ -108,7 +108,7 @@ def ratio_estimate(ours: Sequence[Curve], theirs: Sequence[Curve], level: float,
         for seed, problems in chosen:
             own, other = _cost(ours[seed], problems, level), _cost(theirs[seed], problems, level)
             both = np.isinf(own) and np.isinf(other)
-            ratios.append(float("nan") if both or own == other == 0 else _ratio(other, own))
+            ratios.append(float("nan") if both else ratio(other, own))
         return median(ratios)
 
     return bootstrap(statistic, [curve.rates.shape[1] for curve in ours], draws=draws)
@@ -133,7 +133,7 @@ def ratio_of_means(first: Sequence[np.ndarray], second: Sequence[np.ndarray], *,
 
     def statistic(chosen: list[tuple[int, np.ndarray]]) -> float:
         means = [(float(first[seed][some].mean()), float(second[seed][some].mean())) for seed, some in chosen]
-        return median([float("nan") if one == other == 0 else _ratio(one, other) for one, other in means])
+        return median([ratio(one, other) for one, other in means])
 
     return bootstrap(statistic, [len(rates) for rates in first], draws=draws)
 
@@ -142,5 +142,8 @@ def _cost(curve: Curve, problems: np.ndarray, level: float) -> float:
     return cost_to_reach(curve.cost, curve.rates[:, problems].mean(axis=1), level)
 
 
-def _ratio(numerator: float, denominator: float) -> float:
-    return float("inf") if denominator == 0 else numerator / denominator
+def ratio(numerator: float, denominator: float) -> float:
+    """nan for 0 / 0, which tells nothing, and inf for anything else over 0."""
+    if denominator == 0:
+        return float("nan") if numerator == 0 else float("inf")
+    return numerator / denominator

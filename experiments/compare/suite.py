@@ -112,8 +112,8 @@ class Suite:
             raise ValueError(f"{told} names no method of it: {sorted(missing)}")
         if missing := set(claim.settings) - set(self.settings):
             raise ValueError(f"{told} names no setting of it: {sorted(missing)}")
-        if MEASURES[claim.measure][2] != self.kind:
-            of_kind = ", ".join(name for name, (_, _, kind) in MEASURES.items() if kind == self.kind)
+        if MEASURES[claim.measure].kind != self.kind:
+            of_kind = ", ".join(name for name, measure in MEASURES.items() if measure.kind == self.kind)
             raise ValueError(f"{told}: measure={claim.measure!r} is not of kind={self.kind!r}; choose one of {of_kind}")
 
     def setting(self, name: str) -> Setting:

@@ -57,7 +57,9 @@ def judge_frozen(
                            for some in (first, second)]  # fmt: skip
                 figure = statistics.difference_estimate(*rewards, draws=draws)
             case "expansions":
-                ratios = [_ratio(_mean(b, "expansions"), _mean(a, "expansions")) for a, b in zip(first, second)]
+                ratios = [
+                    statistics.ratio(_mean(b, "expansions"), _mean(a, "expansions")) for a, b in zip(first, second)
+                ]
                 figure, deciding = _of_seeds(ratios, draws), sum(not math.isnan(ratio) for ratio in ratios)
             case "solved":
                 ours, theirs = ([_solved(rows) for rows in some] for some in (first, second))
@@ -82,24 +84,17 @@ def _pairs(claim: Claim, by_method: Mapping[str, Mapping[int, Any]]) -> tuple[li
 
 def _judged(claim: Claim, figure: Estimate, num_seeds: int) -> dict[str, Any]:
     """Args: num_seeds: that tell anything."""
-    meaning, neutral, _ = MEASURES[claim.measure]
-    if claim.level:
-        meaning = meaning.replace("a level", f"{claim.level:g}")
+    measure = MEASURES[claim.measure]
+    meaning = measure.meaning.replace("a level", f"{claim.level:g}") if claim.level else measure.meaning
     return {
         "source": claim.source, "text": claim.text, "better": claim.better, "worse": claim.worse, "meaning": meaning,
-        "figure": figure, "seeds": num_seeds, "verdict": verdict(figure, neutral, num_seeds),
+        "figure": figure, "seeds": num_seeds, "verdict": verdict(figure, measure.neutral, num_seeds),
     }  # fmt: skip
 
 
 def _of_seeds(values: Sequence[float], draws: int) -> Estimate:
     """Median over seeds of a figure that is of no single problem."""
     return statistics.mean_estimate([np.array([value]) for value in values], draws=draws)
-
-
-def _ratio(numerator: float, denominator: float) -> float:
-    if denominator == 0:
-        return float("nan") if numerator == 0 else float("inf")
-    return numerator / denominator
 
 
 def _cached_growth(run: RunCurves) -> float:

@@ -238,7 +238,7 @@ class ChartView {
     }
     this.tip.hidden = false;
     const isRight = left > this.plot.clientWidth / 2;
-    // Beside the pointer, but within the plot: long names would push it out.
+    // Beside the pointer, but within the plot (which begins 14px inside its figure): long names would push it out.
     const most = Math.max(this.plot.clientWidth - this.tip.offsetWidth + 14, 14);
     this.tip.style.left = isRight ? "" : `${Math.min(left + 26, most)}px`;
     this.tip.style.right = isRight ? `${Math.min(this.plot.clientWidth - left + 26, most)}px` : "";

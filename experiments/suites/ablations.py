@@ -5,7 +5,7 @@ The parts of `best first` are left out of it one at a time.
 
 from experiments.compare.claims import Claim
 from experiments.compare.suite import Method, Overrides, Suite
-from experiments.suites.methods import ADAPTIVE, BEST_FIRST, DAPO, DEEPSEARCH, EAGER, EAGER_PATH, GRPO
+from experiments.suites.methods import ADAPTIVE, BEST_FIRST, DAPO, DEEPSEARCH, EAGER, EAGER_PATH, GRPO, LAZY_PATH, PATH
 
 # Table 6: five rounds, each on what is still hard, with the cache kept between them.
 _ROUNDS = {
@@ -47,7 +47,6 @@ CLAIMS = (
     Claim("pilot", "scoring the path (l2 = -10) needs fewer tokens than the own segment (-3)", "path", "eager",
           "tokens", 0.1),
     Claim("pilot", "lazy expansion needs fewer tokens than eager", "lazy path", "eager path", "tokens", 0.1),
-    Claim("pilot", "two picks a step need no more tokens than one", "deepsearch", "lazy path", "tokens", 0.1),
     Claim("paper", "the search needs fewer tokens than DAPO", "eager", "dapo", "tokens", 0.1),
     Claim("own", "best first needs fewer tokens than lazy path", "best first", "deepsearch", "tokens", 0.3),
     Claim("own", "best first needs fewer tokens with distinct siblings and the score that needs them", "best first",
@@ -91,8 +90,7 @@ def get_suite() -> Suite:
             _changed("few problems, no cache", {**_FEW, "cache.capacity": 0}),
             _changed("five rounds", _ROUNDS),
             # The pilots' other switches.
-            _changed("path", {"search.frontier_entropy": "path", "search.frontier_entropy_weight": -10.0}),
-            Method("lazy path", {**EAGER_PATH.overrides, "search.expansion": "lazy"}),
+            PATH, LAZY_PATH,
             _changed("width 4", {"search.expansion_width": 4, "search.capacity": 161}),
             # Each part of `best first` left out.
             _without("siblings may be equal", {"search.siblings": "independent", "search.frontier_entropy": "path"}),

@@ -36,7 +36,9 @@ BEST_FIRST = Method(
     },
 )  # fmt: skip
 EAGER = Method("eager", {**_OWN})
+PATH = Method("path", {**_PATH})
 EAGER_PATH = Method("eager path", {**_PATH, "search.frontier_depth_weight": 0.5})
+LAZY_PATH = Method("lazy path", {**EAGER_PATH.overrides, "search.expansion": "lazy"})
 # No opinion on whether a confident prefix is a right one, and a small preference of what was unlikely.
 NEUTRAL = Method("neutral", {"search.frontier_entropy_weight": 0.0})
 UNLIKELY = Method("unlikely", {"search.frontier_entropy_weight": 1.0})

@@ -2,7 +2,7 @@
 
 from experiments.compare.claims import Claim
 from experiments.compare.suite import Method, Overrides, Suite
-from experiments.suites.methods import BEST_FIRST, DEEPSEARCH, EAGER, EAGER_PATH, GRPO
+from experiments.suites.methods import BEST_FIRST, DEEPSEARCH, EAGER, EAGER_PATH, GRPO, LAZY_PATH, PATH
 
 
 def _lazy(name: str, entropy: str, weight: float, depth: float = 0.01) -> Method:
@@ -81,8 +81,8 @@ def get_suite() -> Suite:
             _lazy("lazy own l2=-3", "own", -3.0),
             EAGER,
             EAGER_PATH,
-            Method("lazy path", {**EAGER_PATH.overrides, "search.expansion": "lazy"}),
-            _eager("path", frontier_entropy="path", frontier_entropy_weight=-10.0),
+            LAZY_PATH,
+            PATH,
             _eager("eager own l2=0", frontier_entropy_weight=0.0),
             _eager("eager own l2=+1", frontier_entropy_weight=1.0),
             _eager("eager l2=0, depth log", frontier_entropy_weight=0.0, depth_bonus="log"),
