@@ -1,6 +1,7 @@
 """The decode engine: token ids in, token ids and log-probs out; knows neither text nor trees."""
 
 from deepsearch_jax.decode.engine import decode_children
+from deepsearch_jax.decode.lots import decode_in_lots
 from deepsearch_jax.decode.pages import KVPages, init_pages
 from deepsearch_jax.decode.pool import assign_pages
 from deepsearch_jax.decode.prefill import prefill
@@ -21,6 +22,7 @@ __all__ = [
     "build_stop_table",
     "cut_tail",
     "decode_children",
+    "decode_in_lots",
     "init_pages",
     "make_siblings",
     "prefill",

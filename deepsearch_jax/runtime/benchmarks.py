@@ -37,7 +37,15 @@ METHODS = ("direct", "search")
 # Fillings of the slots between two writes: a kill loses no more. Trees flow through the slots until the last has ended.
 _FILLINGS = {"direct": 1, "search": 4}
 # Another list of sets is welcome in the same workdir: those that are there are not sampled again.
-_FREE_KEYS = ("benchmarks", "data", "num_devices", "compile_cache", "verify.num_workers", "rollout.num_slots")
+_FREE_KEYS = (
+    "benchmarks",
+    "data",
+    "num_devices",
+    "compile_cache",
+    "verify.num_workers",
+    "rollout.num_slots",
+    "rollout.rows_at_once",
+)
 
 
 @dataclasses.dataclass(frozen=True)

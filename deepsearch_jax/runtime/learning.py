@@ -339,7 +339,9 @@ def sampling_params(params: Any, settings: RunSettings, model: ModelConfig, *, b
       backend: of jax that decodes; by default the one in use.
     """
     search, devices = settings.search, settings.num_devices or jax.device_count()
-    rows = settings.rollout.num_slots * search.picks_per_step * search.children_per_expansion // devices
+    nodes = settings.rollout.num_slots * search.picks_per_step // devices
+    nodes = min(nodes, settings.rollout.lot_size(backend or jax.default_backend(), search) or nodes)
+    rows = nodes * search.children_per_expansion
     return decoding_params(params, settings.rollout, model, max(rows, 1), backend=backend)
 
 

@@ -5,6 +5,8 @@ import dataclasses
 from deepsearch_jax.decode import DecodeSettings
 from deepsearch_jax.tree import SearchSettings
 
+_CPU_ROWS = 8
+
 
 @dataclasses.dataclass(frozen=True)
 class RolloutSettings:
@@ -27,6 +29,9 @@ class RolloutSettings:
         At or above search.max_depth there is one program for all depths.
       page_pool_gib: memory for the KV pages of tree nodes on each device; 0 takes what the searches need, at most half
         of what the device has beside the training state. Nodes without a page are encoded again when they are expanded.
+      rows_at_once: nodes that a device expands together in a search; where more wait they take turns, and idle places
+        are left out. At or above num_slots * search.picks_per_step all are computed, idle or not. 0 chooses: 8 on CPU
+        where search.expansion is "lazy", all elsewhere.
       int8: decode with weights rounded to 8 bits, one scale a column; see benchmarks/int8.py for what it costs.
     """
 
@@ -42,6 +47,7 @@ class RolloutSettings:
     prompt_multiple: int = 32
     path_multiple: int = 4
     page_pool_gib: float = 0.0
+    rows_at_once: int = 0
     int8: bool = False
 
     def __post_init__(self) -> None:
@@ -52,6 +58,8 @@ class RolloutSettings:
             raise ValueError(f"stop_strings={self.stop_strings!r} holds an empty text, which would end every response")
         if not self.page_pool_gib >= 0:
             raise ValueError(f"page_pool_gib={self.page_pool_gib} must be 0 (as needed) or more")
+        if self.rows_at_once < 0:
+            raise ValueError(f"rows_at_once={self.rows_at_once} must be 0 (chosen by the backend) or more")
         # What the decode engine would say once the first prompt is there.
         DecodeSettings(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, min_p=self.min_p)
         for name in ("num_slots", "prompt_multiple", "path_multiple"):
@@ -69,6 +77,14 @@ class RolloutSettings:
                 f"device(s); the next such size is {-(-self.num_slots // (2 * num_devices)) * 2 * num_devices}"
             )
         return 2 if halves else 1
+
+    def lot_size(self, backend: str, search: SearchSettings) -> int:
+        """Nodes that a jax backend of that name expands together on a device; 0 = all, idle or not.
+
+        A CPU computes every row, so that idle ones cost as much as others; below eight rows the weights are read too
+        often. Cursors of eager trees are rarely idle.
+        """
+        return self.rows_at_once or (_CPU_ROWS if backend == "cpu" and search.is_lazy else 0)
 
     def unrolls(self, backend: str) -> bool:
         """Whether a jax backend of that name decodes with unrolled layers."""

@@ -203,7 +203,8 @@ class Sampler:
         # The nodes of samples come without a page, wherever there is room.
         recompute = num_pages < slots * search.capacity or search.num_grafts > 0
         decode = dataclasses.replace(decode, recompute=recompute)
-        return Program(self.model, search, decode, self._mesh, num_pages, path_bucket=0)
+        lot_size = self.rollout.lot_size(jax.default_backend(), search)
+        return Program(self.model, search, decode, self._mesh, num_pages, path_bucket=0, lot_size=lot_size)
 
     def _path_bucket(self, depth: int) -> int:
         """Segments of room for paths to nodes at `depth` or above; the root alone needs none."""

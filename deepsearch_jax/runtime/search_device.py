@@ -20,7 +20,7 @@ from deepsearch_jax.decode import (
     KVPages,
     StopTable,
     assign_pages,
-    decode_children,
+    decode_in_lots,
     init_pages,
     make_siblings,
     prefill,
@@ -169,6 +169,7 @@ class Program(NamedTuple):
     Attributes:
       num_pages: pages of the pool of one shard.
       path_bucket: longest path to an expanded node that this compilation serves, in nodes.
+      lot_size: nodes of one shard that are expanded together; 0 = all cursors, idle or not.
     """
 
     model: ModelConfig
@@ -177,6 +178,7 @@ class Program(NamedTuple):
     mesh: Mesh | None
     num_pages: int
     path_bucket: int
+    lot_size: int = 0
 
 
 STATE = SearchState(ROWS, ROWS, ROWS, PAGES, ROWS)  # type: ignore[arg-type]  # how a state is laid out over shards
@@ -249,7 +251,9 @@ def _iteration(
     prompt_tokens = jnp.where(is_new, prompts.lengths - 1, 0).sum()
 
     request, page_of, evictions = _request(trees, prompts, page_of, program)
-    pages, segments, recomputed = decode_children(model, params, pages, request, program.decode, stop_table)
+    pages, segments, recomputed = decode_in_lots(
+        model, params, pages, request, program.decode, program.lot_size, stop_table
+    )
     entropies, segments = segments.entropies, dataclasses.replace(segments, entropies=None)  # no tree keeps them
     grid = (prompts.lengths.shape[0], search.picks_per_step)
     segments = jax.tree.map(lambda field: field.reshape(*grid, *field.shape[1:]), segments)

@@ -33,6 +33,7 @@ FREE_KEYS = (
     "optimizer.max_grad_norm",
     "optimizer.micro_batch_",
     "model.remat",
+    "rollout.rows_at_once",
     "compile_cache",
     "num_devices",
     "mesh.",

@@ -32,6 +32,7 @@ FINISHED = "finished.json"
 # compilation ends the process.
 _MANY_MAPPINGS = 25_000
 _STARTED = ("model.path", "compile_cache")  # settings in which a cell may differ from the one that finished
+_LATER = ("rollout.rows_at_once",)  # that do not change results, and that cells of earlier versions do not have
 
 
 class QuietReporter(Reporter):
@@ -107,6 +108,9 @@ def comparable(config: ConfigDict) -> dict[str, Any]:
     for name in _STARTED:
         group, _, key = name.rpartition(".")
         (values[group] if group else values)[key] = ""
+    for name in _LATER:
+        group, _, key = name.rpartition(".")
+        del values[group][key]
     return values
 
 

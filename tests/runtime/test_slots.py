@@ -58,6 +58,8 @@ _WAYS = [
     ({"half_batches": "yes", "num_slots": 16}, (pytest.mark.slow,)),
     ({"num_devices": 2, "half_batches": "yes"}, (pytest.mark.slow,)),
     ({"num_devices": 2, "half_batches": "yes", "path_multiple": 1}, (pytest.mark.slow,)),
+    ({"rows_at_once": 3}, ()),  # lots that the rows do not fill
+    ({"rows_at_once": 1, "num_devices": 2}, (pytest.mark.slow,)),
     ({"num_slots": 16}, (pytest.mark.slow,)),
     ({"num_slots": 1}, (pytest.mark.slow,)),
     ({"half_batches": "yes"}, (pytest.mark.slow,)),
@@ -184,6 +186,7 @@ def test_pages_by_hand(policy):
     [
         ({"half_batches": "maybe"}, "half_batches='maybe' must be"),
         ({"page_pool_gib": -1.0}, "page_pool_gib=-1.0 must be 0"),
+        ({"rows_at_once": -1}, "rows_at_once=-1 must be 0"),
     ],
 )
 def test_settings_without_sense_are_refused(settings, words):

@@ -176,9 +176,10 @@ def _rollout_changes(plan: Plan, phase: Phase) -> list[Change]:
         found.append(Change(f"rollout.num_slots={less}", share * (shares["decoding"] + shares["trees and prompts"])))
     search = settings.search
     depth = max(search.max_depth // 2, 1)
-    gathered = page_bytes(plan.model, search.segment_length) * (search.max_depth - depth) * search.picks_per_step
-    slots = max(settings.rollout.num_slots // plan.num_devices, 1)
-    found.append(Change(f"search.max_depth={depth} (shorter responses)", min(gathered * slots, shares["decoding"])))
+    gathered = page_bytes(plan.model, search.segment_length) * (search.max_depth - depth)
+    rows = max(settings.rollout.num_slots // plan.num_devices, 1) * search.picks_per_step
+    rows = min(rows, settings.rollout.lot_size(plan.chip.backend, search) or rows)
+    found.append(Change(f"search.max_depth={depth} (shorter responses)", min(gathered * rows, shares["decoding"])))
     return found
 
 
