@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deepsearch_jax.decode import decode_in_lots, make_siblings
+from deepsearch_jax.decode import decode_children, decode_in_lots, lots, make_siblings
 from tests.decode.trees import CONFIG, Trees, make_request, random_prompts, settings
 
 ACTIVE = np.array([1, 0, 1, 1, 0, 1, 1, 0], bool)
@@ -75,6 +75,22 @@ def test_siblings_stay_with_their_rows():
     request = dataclasses.replace(request, siblings=siblings)
     _, segments, _ = in_lots(CONFIG, trees.params, trees.pages, request, own, 2)
     np.testing.assert_array_equal(segments.tokens[ACTIVE, 0, 0], left[ACTIVE])
+
+
+@pytest.mark.parametrize(("num_active", "calls"), [(0, 0), (1, 1), (5, 3)])
+def test_idle_rows_are_not_decoded(num_active, calls, monkeypatch):
+    trees, request = grown()
+    counted = []
+
+    def count(*arguments):
+        jax.debug.callback(lambda: counted.append(1))
+        return decode_children(*arguments)
+
+    monkeypatch.setattr(lots, "decode_children", count)
+    request = dataclasses.replace(request, active=jnp.arange(8) >= 8 - num_active)
+    jax.block_until_ready(decode_in_lots(CONFIG, trees.params, trees.pages, request, trees.settings, 2))
+    jax.effects_barrier()
+    assert len(counted) == calls
 
 
 def test_without_active_rows_nothing_happens():
