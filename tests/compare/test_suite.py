@@ -47,6 +47,23 @@ def test_every_cell_of_a_shipped_suite_has_valid_settings(name):
     assert len(names) >= len(suite.settings) * len(suite.methods)
 
 
+@pytest.mark.parametrize("name", ["gym", "gsm8k"])
+def test_long_suites_have_valid_settings(name, monkeypatch, tmp_path):
+    monkeypatch.setenv("DEEPSEARCH_MODEL_DIR", str(tmp_path))
+    suite = load_suite(name)
+    chosen = {(s, m.name): point for s in suite.settings for m in suite.methods for point in suite.points(m)}
+    for cell in final_cells(suite, chosen):
+        settings = settings_of(cell.config(None))
+        assert settings.seed == cell.seed
+        # A path as long as it may get fits several times.
+        assert settings.search.max_nodes > 4 * settings.search.max_depth
+
+
+def test_modules_beside_the_suites_are_none(tmp_path):
+    with pytest.raises(ValueError, match="choose one of ablations, demo, full, gsm8k, gym, search, starts, or give"):
+        load_suite("methods")
+
+
 @pytest.mark.parametrize("name", [name for name, setting in all_settings().items() if not setting.is_long])
 def test_a_setting_starts_from_a_warm_start_of_its_own(name):
     setting = all_settings()[name]

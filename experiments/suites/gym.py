@@ -1,0 +1,23 @@
+"""Two datasets of reasoning-gym, answers without written steps: about half an hour on two cores. Nothing is tuned.
+
+Needs `pip install -e '.[eval]'`.
+"""
+
+from experiments.compare.suite import Suite
+from experiments.suites.methods import BEST_FIRST, DAPO, GRPO
+
+
+def get_suite() -> Suite:
+    return Suite(
+        name="gym",
+        title="Two datasets of reasoning-gym and a character model that answers at once.",
+        settings=("gym_chain_sum", "gym_countdown"),
+        methods=(BEST_FIRST, GRPO, DAPO),
+        ours=BEST_FIRST.name,
+        seeds=(0, 1, 2),
+        levels=(0.1, 0.2, 0.3),
+        overrides={
+            "rounds.steps_per_round": 400, "rounds.max_generated_tokens": 100_000, "optimizer.learning_rate": 3e-4,
+        },
+        stop_at=0.5,
+    )  # fmt: skip
