@@ -17,18 +17,22 @@ from experiments.compare.verdicts import judge_training
 Chosen = dict[tuple[str, str], dict[str, Any]]
 
 
-def tuning_score(runs: list[RunCurves], suite: Suite) -> float:
+def tuning_score(runs: list[RunCurves], suite: Suite, budget: float) -> float:
     """How good a grid point is: mean log of the cost to reach each level, over levels and seeds; lower is better.
 
-    A level that was not reached costs twice all that the run spent. Read are validation problems alone. Accuracy at the
-    end breaks ties, which are frequent where nothing is reached.
+    A level that was not reached costs twice the budget. Read are validation problems alone. Accuracy at the end breaks
+    ties, which are frequent where nothing is reached.
+
+    Args:
+      budget: the most that a run of any point has spent; the same for all points, since the few tokens by which runs
+        end over their limit would decide between those that reach nothing.
     """
     logs = []
     for run in runs:
         spent = run.costs[suite.select_by]
         for level in suite.levels:
             cost = statistics.cost_to_reach(spent, run.accuracy, level)
-            logs.append(math.log(max(2 * spent[-1] if math.isinf(cost) else cost, 1.0)))
+            logs.append(math.log(max(2 * budget if math.isinf(cost) else cost, 1.0)))
     return float(np.mean(logs)) - 1e-3 * float(np.mean([run.accuracy[-1] for run in runs]))
 
 
@@ -47,13 +51,10 @@ def choose_points(suite: Suite, workdir: pathlib.Path) -> tuple[Chosen, list[dic
             if not suite.is_tuned(method):
                 chosen[setting, method.name] = points[0]
                 continue
-            scored = []
-            for point in points:
-                found = runs.get((setting, method.name, tuple(point.items())), [])
-                if len(found) < len(suite.grid_seeds):
-                    break
-                scored.append((tuning_score(found, suite), point, found))
-            else:
+            of_points = [runs.get((setting, method.name, tuple(point.items())), []) for point in points]
+            if all(len(found) == len(suite.grid_seeds) for found in of_points):
+                budget = max(float(run.costs[suite.select_by][-1]) for found in of_points for run in found)
+                scored = [(tuning_score(found, suite, budget), point, found) for point, found in zip(points, of_points)]
                 best = min(range(len(scored)), key=lambda i: scored[i][0])
                 chosen[setting, method.name] = scored[best][1]
                 table += [

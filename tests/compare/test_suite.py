@@ -148,11 +148,19 @@ def test_the_point_that_is_cheaper_on_validation_problems_is_chosen(tmp_path, mo
     assert scores[3e-3] == pytest.approx(math.log(100) - 1e-3 * 0.75)
 
 
-def test_what_never_gets_there_counts_twice_what_it_spent(tmp_path, monkeypatch):
+def test_what_never_gets_there_counts_twice_the_budget(tmp_path, monkeypatch):
     suite, cells = two_points(tmp_path, monkeypatch)
     finish(cells[0], tmp_path, [0.25, 0.25])
     run = results.read_run(cells[0].directory(tmp_path))
-    assert tuning_score([run], suite) == pytest.approx(math.log(400) - 1e-3 * 0.25)
+    assert tuning_score([run], suite, 250) == pytest.approx(math.log(500) - 1e-3 * 0.25)
+
+
+def test_among_points_that_never_get_there_accuracy_decides(tmp_path, monkeypatch):
+    suite, cells = two_points(tmp_path, monkeypatch)
+    finish(cells[0], tmp_path, [0.0, 0.0])
+    finish(cells[1], tmp_path, [0.25, 0.25], tokens=104)  # by chance a little more over its limit
+    chosen, _ = choose_points(suite, tmp_path)
+    assert chosen["tiny", "grpo"] == {"optimizer.learning_rate": 3e-3}
 
 
 def test_a_finished_run_of_other_settings_is_not_taken_for_this_one(tmp_path, monkeypatch):
