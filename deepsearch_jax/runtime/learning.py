@@ -339,10 +339,13 @@ def sampling_params(params: Any, settings: RunSettings, model: ModelConfig, *, b
       backend: of jax that decodes; by default the one in use.
     """
     search, devices = settings.search, settings.num_devices or jax.device_count()
-    nodes = settings.rollout.num_slots * search.picks_per_step // devices
-    nodes = min(nodes, settings.rollout.lot_size(backend or jax.default_backend(), search) or nodes)
-    rows = nodes * search.children_per_expansion
-    return decoding_params(params, settings.rollout, model, max(rows, 1), backend=backend)
+    rollout, backend = settings.rollout, backend or jax.default_backend()
+    if settings.method == "deepsearch":
+        num_cursors = rollout.num_slots * search.picks_per_step // devices
+        rows = rollout.lot_size(backend, search, num_cursors) * search.children_per_expansion
+    else:
+        rows = rollout.num_slots * settings.rounds.group_size // devices
+    return decoding_params(params, rollout, model, max(rows, 1), backend=backend)
 
 
 def decoding_params(

@@ -78,13 +78,14 @@ class RolloutSettings:
             )
         return 2 if halves else 1
 
-    def lot_size(self, backend: str, search: SearchSettings) -> int:
-        """Nodes that a jax backend of that name expands together on a device; 0 = all, idle or not.
+    def lot_size(self, backend: str, search: SearchSettings, num_cursors: int) -> int:
+        """Nodes that a jax backend of that name expands together, of those at `num_cursors` cursors of a device.
 
         A CPU computes every row, so that idle ones cost as much as others; below eight rows the weights are read too
         often. Cursors of eager trees are rarely idle.
         """
-        return self.rows_at_once or (_CPU_ROWS if backend == "cpu" and search.is_lazy else 0)
+        wanted = self.rows_at_once or (_CPU_ROWS if backend == "cpu" and search.is_lazy else num_cursors)
+        return min(wanted, num_cursors)
 
     def unrolls(self, backend: str) -> bool:
         """Whether a jax backend of that name decodes with unrolled layers."""

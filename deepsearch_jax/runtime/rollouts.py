@@ -203,7 +203,7 @@ class Sampler:
         # The nodes of samples come without a page, wherever there is room.
         recompute = num_pages < slots * search.capacity or search.num_grafts > 0
         decode = dataclasses.replace(decode, recompute=recompute)
-        lot_size = self.rollout.lot_size(jax.default_backend(), search)
+        lot_size = self.rollout.lot_size(jax.default_backend(), search, slots * search.picks_per_step)
         return Program(self.model, search, decode, self._mesh, num_pages, path_bucket=0, lot_size=lot_size)
 
     def _path_bucket(self, depth: int) -> int:

@@ -221,7 +221,7 @@ def final_cells(suite: Suite, chosen: Mapping[tuple[str, str], Mapping[str, Any]
 def load_suite(name: str) -> Suite:
     """The suite of experiments/suites/NAME.py, or of a file. Raises: ValueError if there is none."""
     folder = pathlib.Path(__file__).resolve().parent.parent / "suites"
-    known = sorted(path.stem for path in folder.glob("*.py") if path.stem not in ("__init__", "methods"))
+    known = sorted(path.stem for path in folder.glob("*.py") if "def get_suite(" in path.read_text("utf-8"))
     if name.endswith(".py"):
         path = pathlib.Path(name)
         spec = importlib.util.spec_from_file_location(path.stem, path)

@@ -1,4 +1,4 @@
-"""A pretrained 0.5B model on GSM8K: some hours on two cores, one seed. Nothing is tuned; it shows that it runs.
+"""A pretrained 0.5B model on GSM8K, one seed: by its tokens some hours on two cores, not measured. Nothing is tuned.
 
 Needs DEEPSEARCH_MODEL_DIR, and problem files below DEEPSEARCH_DATA.
 """

@@ -15,10 +15,10 @@ NAMES = ("config", "settings", "lot_size")
 in_lots = jax.jit(decode_in_lots, static_argnames=NAMES)
 
 
-def grown(**how):
+def grown():
     """Two prompts with a path of two nodes each, and eight rows of all depths that go on from there, two of them lost
     their pages; five are active."""
-    own = settings(num_samples=2, recompute=True, recompute_chunk=4, entropy=True, **how)
+    own = settings(num_samples=2, recompute=True, recompute_chunk=4, entropy=True)
     trees = Trees(own, random_prompts(7, 4), pages_per_slot=20)
     paths = [[], []]
     for _ in range(2):
@@ -62,19 +62,19 @@ def test_lots_change_nothing(lot_size):
 
 def test_siblings_stay_with_their_rows():
     """All but one token of a vocabulary are siblings of each row, another one of each: that one must come."""
-    trees, request = grown(segment_length=4)
+    trees, request = grown()
     V = CONFIG.vocab_size
     left = np.arange(8) * 3 + 1
     tokens = np.zeros((8, V - 1, 4), np.int32)
     tokens[..., 0] = [[token for token in range(V) if token != row] for row in left]
     log_probs = np.full((8, V - 1, 4), [-np.log(V), 0, 0, 0], np.float32)
-    own = dataclasses.replace(trees.settings, num_samples=2, eos_ids=tuple(range(V)))
+    own = dataclasses.replace(trees.settings, eos_ids=tuple(range(V)))
     siblings = make_siblings(
         jnp.array(tokens), jnp.ones((8, V - 1), jnp.int32), jnp.array(log_probs), jnp.ones((8, V - 1), bool)
     )
     request = dataclasses.replace(request, siblings=siblings)
     _, segments, _ = in_lots(CONFIG, trees.params, trees.pages, request, own, 2)
-    np.testing.assert_array_equal(segments.tokens[ACTIVE, 0, 0], left[ACTIVE])
+    np.testing.assert_array_equal(segments.tokens[ACTIVE, :, 0], np.stack([left, left], 1)[ACTIVE])
 
 
 @pytest.mark.parametrize(("num_active", "calls"), [(0, 0), (1, 1), (5, 3)])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from deepsearch_jax.runtime import build_mesh, build_policy, slots
+from deepsearch_jax.runtime import build_mesh, build_policy, learning, slots
 from deepsearch_jax.runtime.debug import DebugSettings, hot_steps
 from deepsearch_jax.runtime.memory import decode_bytes, page_bytes, pool_pages, training_bytes
 from deepsearch_jax.runtime.rollout_settings import RolloutSettings
@@ -202,6 +202,20 @@ def test_halves_need_slots_to_share(policy):
     assert RolloutSettings(num_slots=4).num_batches("gpu", 4) == 1
     assert RolloutSettings(num_slots=4).num_batches("cpu", 1) == 1
     assert np.array_equal(RolloutSettings(num_slots=4, half_batches="no").num_batches("gpu", 1), 1)
+
+
+def test_how_many_nodes_are_expanded_together(monkeypatch):
+    assert RolloutSettings().lot_size("cpu", LAZY, 32) == 8
+    assert RolloutSettings().lot_size("cpu", LAZY, 6) == 6
+    assert RolloutSettings().lot_size("cpu", EAGER, 32) == RolloutSettings().lot_size("gpu", LAZY, 32) == 32
+    assert RolloutSettings(rows_at_once=3).lot_size("gpu", EAGER, 32) == 3
+    # Weights are laid out for the rows of most products: those of a lot, or of direct samples where none is searched.
+    monkeypatch.setattr(learning, "decoding_params", lambda params, rollout, model, rows, **_: rows)
+    lazy = dataclasses.replace(tiny_settings(), search=LAZY, rollout=RolloutSettings(num_slots=16), num_devices=1)
+    assert learning.sampling_params(None, lazy, None, backend="cpu") == 8
+    outcome = dataclasses.replace(lazy.advantage, level="outcome")
+    grpo = dataclasses.replace(lazy, method="grpo", advantage=outcome)
+    assert learning.sampling_params(None, grpo, None, backend="cpu") == 16 * lazy.rounds.group_size
 
 
 def test_stop_strings_end_responses_of_searches_and_direct_samples(policy):

@@ -342,7 +342,7 @@ def search_program(
     )  # fmt: skip
     longest = min(search.max_depth, bucket(search.max_depth, rollout.path_multiple))
     room = bucket(prompt_length, rollout.prompt_multiple)
-    lot_size = rollout.lot_size(chip.backend, search)
+    lot_size = rollout.lot_size(chip.backend, search, num_slots * search.picks_per_step)
     program = Program(model, search, decode, None, num_pages, longest, lot_size)
     return program, num_slots, num_batches, room
 
@@ -385,8 +385,7 @@ def _work(plan: Plan, copy: float, num_slots: int, prompt_room: int) -> dict[str
     moved = passes * 4 * model.num_parameters * model.dtypes[1].itemsize / plan.mesh["tensor"] + 3 * resident
     update = Times(flops / devices / (chip.flops * MFU), moved / chip.bandwidth, compiled.collectives.sent / link)
     K, S = search.children_per_expansion, search.segment_length
-    nodes = num_slots * search.picks_per_step
-    nodes = min(nodes, settings.rollout.lot_size(chip.backend, search) or nodes)
+    nodes = settings.rollout.lot_size(chip.backend, search, num_slots * search.picks_per_step)
     prefix = prompt_room + search.max_depth / 2 * S
     read = decode_step_bytes(model, copy, nodes, K, prefix, S / 2)
     work = 2.0 * nodes * K * sum(weight_counts(model))

@@ -177,8 +177,8 @@ def _rollout_changes(plan: Plan, phase: Phase) -> list[Change]:
     search = settings.search
     depth = max(search.max_depth // 2, 1)
     gathered = page_bytes(plan.model, search.segment_length) * (search.max_depth - depth)
-    rows = max(settings.rollout.num_slots // plan.num_devices, 1) * search.picks_per_step
-    rows = min(rows, settings.rollout.lot_size(plan.chip.backend, search) or rows)
+    num_cursors = max(settings.rollout.num_slots // plan.num_devices, 1) * search.picks_per_step
+    rows = settings.rollout.lot_size(plan.chip.backend, search, num_cursors)
     found.append(Change(f"search.max_depth={depth} (shorter responses)", min(gathered * rows, shares["decoding"])))
     return found
 
