@@ -1,41 +1,52 @@
 """What a token of search buys: correct credited trajectories per 1,000 generated tokens on a frozen policy.
 
-`python -m benchmarks.lazy [--model DIR]` searches the same problems with the authors' settings (`paper`), with eager
-and lazy expansion under scores of the own segment and of the whole path, with the project's default, and samples
-directly without a tree. Nothing is trained. Counted is all that was sampled, also what no credited trajectory uses,
-and every correct trajectory that a tree credits (or a group holds); `distinct` counts equal ones of a problem once.
-Problems and seeds are the same for all. The last line is one JSON object: `value` is the project's default per 1,000
-tokens, `ratio` that over `paper`; `cases` has the figures of each way, per token and per CPU second, medians over the
-seeds with their range.
+`python -m benchmarks.lazy [--model DIR]` searches the same problems with the project's default (best first), with the
+authors' settings (`paper`), with eager and lazy expansion under scores of the own segment and of the whole path, and
+samples directly without a tree, at temperature 1 and as cold as the default. Nothing is trained. Counted is all that
+was sampled, also what no credited trajectory uses, and every correct trajectory that a tree credits (or a group
+holds); `distinct` counts equal ones of a problem once. Problems and seeds are the same for all. The last line is one
+JSON object: `value` is the project's default per 1,000 tokens, `ratio` that over `paper`; `cases` has the figures of
+each way, per token and per CPU second, medians over the seeds with their range.
 """
 
 import argparse
 import dataclasses
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks.common import closing, finish, median, real_policy, settings_of, timed, tiny_policy
+from deepsearch_jax.runtime import RunSettings
 from deepsearch_jax.runtime.rollouts import Purpose
 from deepsearch_jax.tree import SearchSettings
 from deepsearch_jax.types import Outcome
 
 
-def ways(default: SearchSettings, paper: SearchSettings) -> dict[str, SearchSettings | None]:
-    """The searches to compare; None samples directly."""
+class Way(NamedTuple):
+    """A search, or direct samples where it is None, and the temperature of its tokens."""
+
+    search: SearchSettings | None
+    temperature: float
+
+
+def ways(default: RunSettings, paper: RunSettings) -> dict[str, Way]:
+    """What is compared."""
     eager = dataclasses.replace(
-        default, expansion="eager", picks_per_step=1, frontier_entropy="own", frontier_entropy_weight=-3.0,
-        frontier_depth_weight=0.01, num_trajectories=paper.num_trajectories,
+        default.search, expansion="eager", picks_per_step=1, siblings="independent", expansion_width=2,
+        frontier_value_weight=0.4, frontier_entropy="own", frontier_entropy_weight=-3.0, frontier_depth_weight=0.01,
+        num_trajectories=paper.search.num_trajectories, trajectories_if_solved=0,
     )  # fmt: skip
     path = {"frontier_entropy": "path", "frontier_entropy_weight": -10.0}
     lazy = {"expansion": "lazy", "picks_per_step": 2}
+    cold = default.rollout.temperature
     return {
-        "default": default,
-        "paper": paper,
-        "direct": None,
-        "eager own": eager,
-        "eager path": dataclasses.replace(eager, **path),
-        "lazy own": dataclasses.replace(eager, **lazy),
-        "lazy path": dataclasses.replace(eager, **lazy, **path),
+        "default": Way(default.search, cold),
+        "paper": Way(paper.search, paper.rollout.temperature),
+        "direct": Way(None, 1.0),
+        "direct, as cold": Way(None, cold),
+        "eager own": Way(eager, 1.0),
+        "eager path": Way(dataclasses.replace(eager, **path), 1.0),
+        "lazy own": Way(dataclasses.replace(eager, **lazy), 1.0),
+        "lazy path": Way(dataclasses.replace(eager, **lazy, **path), 1.0),
     }
 
 
@@ -49,19 +60,19 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", help="some of them only")
     parser.add_argument("--keep", type=pathlib.Path, help="directory that keeps the tiny policy between runs")
     options = parser.parse_args()
-    config = "qwen05b_gsm8k" if options.model else "quickstart"
-    made = real_policy(options.model) if options.model else tiny_policy(options.keep)
-    paper = settings_of(config, "cpu_paper" if options.model else "paper", model__path=options.model).search
+    config, variant = ("qwen05b_gsm8k", "cpu") if options.model else ("quickstart", "best_first")
+    made = real_policy(options.model, variant=variant) if options.model else tiny_policy(options.keep, variant=variant)
+    paper = settings_of(config, "cpu_paper" if options.model else "paper", model__path=options.model)
     with closing(made) as policy:
         count = options.problems or (16 if options.model else 128)
         problems = list(policy.task.train_problems)[options.first : options.first + count]
         group_size = policy.settings.rounds.group_size
         cases = []
-        for name, search in ways(policy.settings.search, paper).items():
+        for name, (search, temperature) in ways(policy.settings, paper).items():
             if options.ways and name not in options.ways:
                 continue
             slots = options.slots or policy.settings.rollout.num_slots
-            rollout = dataclasses.replace(policy.settings.rollout, num_slots=slots)
+            rollout = dataclasses.replace(policy.settings.rollout, num_slots=slots, temperature=temperature)
             sampler = policy.sampler(search=search or policy.settings.search, rollout=rollout)
             sampler_name: dict[str, Any] = {}
             per_token, per_second, solved, tokens, distinct = [], [], [], [], []

@@ -1,8 +1,8 @@
 """The embedded default: arithmetic chains, a small character model from nothing, minutes on a laptop CPU.
 
-Variants: `deepsearch` (default), `best_first` (distinct children in the order of likelihood), `adaptive` (search only
-where direct samples give no signal), `paper` (the authors' settings), `grpo`, `dapo`, and `short`, a run of a minute
-for a first look.
+Variants: `best_first` (default: distinct children in the order of likelihood), `deepsearch` (the paper's method with
+narrower trees that prefer confident segments), `adaptive` (search only where direct samples give no signal), `paper`
+(the authors' settings), `grpo`, `dapo`, and `short`, a minute of `deepsearch` with filter and cache.
 """
 
 from ml_collections import ConfigDict
@@ -11,10 +11,10 @@ from deepsearch_jax.config import to_config
 from deepsearch_jax.runtime import RunSettings
 from experiments.presets import set_adaptive, set_best_first, set_dapo, set_outcome_scores, set_paper
 
-VARIANTS = ("deepsearch", "best_first", "adaptive", "paper", "grpo", "dapo", "short")
+VARIANTS = ("best_first", "deepsearch", "adaptive", "paper", "grpo", "dapo", "short")
 
 
-def get_config(variant: str = "deepsearch") -> ConfigDict:
+def get_config(variant: str = "best_first") -> ConfigDict:
     """Settings of the quick start. Raises: ValueError for a variant that does not exist."""
     if variant not in VARIANTS:
         raise ValueError(f"quickstart has no variant {variant!r}; choose one of {', '.join(VARIANTS)}")

@@ -1,8 +1,8 @@
 """Qwen2.5 0.5B on GSM8K: real weights, real problems. Needs --config.model.path=DIR (or DEEPSEARCH_MODEL_DIR).
 
 The problem files are found under DEEPSEARCH_DATA (default ../shared/data); any file with question and answer columns
-does, see the README. Variants: `gpu` (default) and `cpu`, sized for two cores; `adaptive`, which searches only where
-direct samples give no signal; `paper` and `cpu_paper`, the same with the authors' settings; `grpo` and `dapo` are the
+does, see the README. Variants: `gpu` (default) and `cpu`, sized for two cores, search best first; `adaptive` searches
+only where direct samples give no signal; `paper` and `cpu_paper` have the authors' settings; `grpo` and `dapo` are the
 baselines of the default on the same budget of trajectories.
 """
 
@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from deepsearch_jax.config import to_config
 from deepsearch_jax.runtime import RunSettings
-from experiments.presets import set_adaptive, set_dapo, set_outcome_scores, set_paper
+from experiments.presets import set_adaptive, set_best_first, set_dapo, set_outcome_scores, set_paper
 
 VARIANTS = ("gpu", "cpu", "adaptive", "paper", "cpu_paper", "grpo", "dapo")
 
@@ -21,6 +21,30 @@ def get_config(variant: str = "gpu") -> ConfigDict:
     """Settings of the run. Raises: ValueError for a variant that does not exist."""
     if variant not in VARIANTS:
         raise ValueError(f"qwen05b_gsm8k has no variant {variant!r}; choose one of {', '.join(VARIANTS)}")
+    config = get_base(is_small=variant in ("cpu", "cpu_paper"))
+    if variant in ("gpu", "cpu"):
+        set_best_first(config)
+        # Chosen on 16 problems by correct trajectories per token (benchmarks/lazy.py): beside what was right first,
+        # and all 16 of them. The preset's early end has fewer, but solves more problems with as many tokens.
+        config.search.frontier_value_weight = 4.0
+        config.search.num_trajectories = 16
+        config.search.trajectories_if_solved = 0
+        config.search.capacity = config.search.num_trajectories * config.search.max_depth + 1
+    if variant == "adaptive":
+        set_adaptive(config)
+    if variant == "grpo":
+        config.method = "grpo"
+        set_outcome_scores(config)
+        config.rounds.filter_problems = False
+    if variant == "dapo":
+        set_dapo(config, batches=4)
+    if variant in ("paper", "cpu_paper"):
+        set_paper(config)
+    return config
+
+
+def get_base(*, is_small: bool) -> ConfigDict:
+    """Model, data and sizes, for two CPU cores if small. Its search is lazy and prefers what the policy was sure of."""
     data = os.environ.get("DEEPSEARCH_DATA", "../shared/data")
     config = to_config(RunSettings())
     config.model.path = os.environ.get("DEEPSEARCH_MODEL_DIR", "")
@@ -33,12 +57,11 @@ def get_config(variant: str = "gpu") -> ConfigDict:
     config.task.math.prompt.template = "{question}\nEnd with the final answer within \\boxed{}."
     config.task.math.prompt.max_prompt_length = 320
 
-    config.search.segment_length = 16  # about a line; on those 8, 5.2 per 1,000 tokens against 3.0 with 32
+    config.search.segment_length = 16  # about a line; best first did worse with 32
     config.search.max_depth = 24  # 384 tokens a response
     config.search.num_trajectories = 16
     config.search.capacity = 16 * 24 + 1
-    # Lazy, confident paths first, and first of all beside what was right: chosen on 8 problems by correct trajectories
-    # per token (benchmarks/lazy.py). On the next 8 the gain did not show; whether it is real is open.
+    # Lazy, confident paths first, and first of all beside what was right.
     config.search.expansion = "lazy"
     config.search.expansion_width = 2
     config.search.picks_per_step = 2
@@ -65,15 +88,7 @@ def get_config(variant: str = "gpu") -> ConfigDict:
     config.evaluation.num_problems = 256
     config.evaluation.num_samples = 4
 
-    if variant == "adaptive":
-        set_adaptive(config)
-    if variant == "grpo":
-        config.method = "grpo"
-        set_outcome_scores(config)
-        config.rounds.filter_problems = False
-    if variant == "dapo":
-        set_dapo(config, batches=4)
-    if variant in ("cpu", "cpu_paper"):
+    if is_small:
         config.search.max_depth = 16  # 256 tokens a response
         config.search.capacity = 16 * 16 + 1
         config.rollout.num_slots = 4
@@ -93,6 +108,4 @@ def get_config(variant: str = "gpu") -> ConfigDict:
         config.evaluation.num_samples = 1
         config.checkpoint.every_steps = 2
         config.checkpoint.keep = 1
-    if variant in ("paper", "cpu_paper"):
-        set_paper(config)
     return config

@@ -10,7 +10,7 @@ from experiments.settings import Setting
 
 def gsm8k() -> ConfigDict:
     """Needs DEEPSEARCH_MODEL_DIR and problem files below DEEPSEARCH_DATA, as configs/qwen05b_gsm8k.py."""
-    config = qwen05b_gsm8k.get_config("cpu")
+    config = qwen05b_gsm8k.get_base(is_small=True)
     if not os.environ.get("DEEPSEARCH_MODEL_DIR"):
         raise ValueError(
             "the setting gsm8k starts from a pretrained model; set DEEPSEARCH_MODEL_DIR to the directory of a "

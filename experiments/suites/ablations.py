@@ -1,6 +1,7 @@
-"""The paper's Tables 3 to 6 and the project's own switches, each against `eager` (sparse setting) on five seeds.
+"""The paper's Tables 3 to 6 and the project's own switches, each against `eager` (sparse setting) on eight seeds.
 
-The parts of `best first` are left out of it one at a time.
+The parts of `best first` are left out of it one at a time. Eight seeds, because the starts of two of the first five
+hardly learn in so few steps with any method, and tell two methods little apart.
 """
 
 from experiments.compare.claims import Claim
@@ -101,7 +102,7 @@ def get_suite() -> Suite:
             _without("few problems", _FEW),
             _without("few problems, cache", {**_FEW, "cache.capacity": 192}),
         ),
-        seeds=(0, 1, 2, 3, 4),
+        seeds=tuple(range(8)),
         levels=(0.1, 0.3, 0.5),
         # As many steps as the pilot study's, at a rate between the two of the suite `full`.
         overrides={"rounds.steps_per_round": 60, "optimizer.learning_rate": 3e-4},

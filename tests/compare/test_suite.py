@@ -190,7 +190,7 @@ def test_report_of_unfinished_runs_says_what_is_missing(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("set_values", "of_suites"), [(set_adaptive, ADAPTIVE), (set_best_first, BEST_FIRST)])
 def test_methods_of_the_suites_are_the_presets(set_values, of_suites):
-    plain, preset, method = quickstart.get_config(), quickstart.get_config(), quickstart.get_config()
+    plain, preset, method = (quickstart.get_config("deepsearch") for _ in range(3))
     set_values(preset)
     method.update_from_flattened_dict(of_suites.overrides)
     assert differing_keys(preset.to_dict(), plain.to_dict())
