@@ -31,7 +31,9 @@ def judge_training(
                 ours, theirs = ([run.curve("generated_tokens") for run in some] for some in (first, second))
                 figure = statistics.ratio_estimate(ours, theirs, claim.level, draws=draws)
                 # A seed in which neither gets there tells nothing.
-                deciding = sum(max(run.accuracy.max() for run in pair) >= claim.level for pair in zip(first, second))
+                deciding = sum(
+                    any(bool(run.accuracy.max() >= claim.level) for run in pair) for pair in zip(first, second)
+                )
             case "cached":
                 figure = _of_seeds([_cached_growth(run) for run in first], draws)
             case _:

@@ -1,6 +1,7 @@
 """Claims and their verdicts, with figures by hand."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -58,6 +59,7 @@ def test_claims_on_trained_policies_by_hand():
     assert tokens["figure"].value == pytest.approx(2.5)
     assert tokens["verdict"] == "reproduced"
     assert tokens["seeds"] == 4  # that tell anything
+    assert json.loads(json.dumps([tokens, accuracy]))[0]["seeds"] == 4  # the page is written from JSON
     assert "to 0.2" in tokens["meaning"]
     assert accuracy["figure"].value == pytest.approx((0.5 + 0.25) / 2)  # .75 - .25 twice, .75 - .5 twice
     few = {name: {seed: some[seed] for seed in (0, 1, 4)} for name, some in (("a", first), ("b", second))}
