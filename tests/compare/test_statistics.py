@@ -63,18 +63,47 @@ def test_seeds_alone_give_the_quantiles_of_all_draws():
     assert found.high == pytest.approx(medians[math.ceil(0.975 * 256) - 1])
 
 
+def test_a_bootstrap_written_out():
+    """The same draws one by one: seeds of different numbers of problems and evaluations, levels not always reached."""
+    rng = np.random.default_rng(3)
+    ours = [curve(scale, rng, size) for scale, size in ((1.0, 30), (3.0, 20), (2.0, 25))]
+    theirs = [curve(scale, rng, size, 0.65) for scale, size in ((2.0, 30), (3.5, 20), (5.0, 25))]
+    theirs = [Curve(c.cost[:-1], c.rates[1:]) for c in theirs]
+    draws, stream, drawn = 200, np.random.default_rng(0), []
+    for _ in range(draws):
+        found = []
+        for seed in stream.integers(3, size=3):
+            problems = stream.integers(ours[seed].rates.shape[1], size=ours[seed].rates.shape[1])
+            own, other = (
+                cost_to_reach(c.cost, c.rates[:, problems].mean(axis=1), 0.55) for c in (ours[seed], theirs[seed])
+            )
+            found.append(math.nan if own == other == INF else other / own)
+        found = sorted(value for value in found if not math.isnan(value))
+        drawn.append((found[(len(found) - 1) // 2] + found[len(found) // 2]) / 2 if found else math.nan)
+    kept = sorted(value for value in drawn if not math.isnan(value))
+    assert len({*kept}) > 100
+    assert INF in kept
+    expected = [kept[math.ceil(share * len(kept)) - 1] for share in (0.025, 0.975)]
+    assert ratio_estimate(ours, theirs, 0.55, draws=draws)[1:] == pytest.approx(tuple(expected))
+
+
 def test_both_levels_add_up():
     """Variances of seeds and of problems within them add: wider than either alone."""
     rng = np.random.default_rng(1)
     seeds = [(rng.random(40) < p).astype(float) for p in (0.3, 0.4, 0.5, 0.6, 0.7)]
     both = mean_estimate(seeds)
     only_seeds = mean_estimate([np.full(40, s.mean()) for s in seeds])
-    only_problems = bootstrap(lambda chosen: median([seeds[i][p].mean() for i, (_, p) in enumerate(chosen)]), [40] * 5)
+
+    def of_all_seeds(resamples):
+        return np.array([np.median([(count * rate).mean() for count, rate in zip(draw, seeds)])
+                         for draw in resamples.counts])  # fmt: skip
+
+    only_problems = bootstrap(of_all_seeds, [40] * 5)
     assert both.high - both.low > max(only_seeds.high - only_seeds.low, only_problems.high - only_problems.low)
 
 
-def curve(scale, rng):
-    rates = (rng.random((5, 30)) < np.linspace(0, 0.8, 5)[:, None]).astype(float)
+def curve(scale, rng, size=30, top=0.8):
+    rates = (rng.random((5, size)) < np.linspace(0, top, 5)[:, None]).astype(float)
     return Curve(scale * np.arange(5.0), rates)
 
 
