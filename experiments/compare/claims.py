@@ -37,7 +37,8 @@ class Claim:
       text: the claim in words.
       better, worse: methods of the suite; the same one where a method is compared with itself.
       measure: of MEASURES.
-      level: validation pass@1, of "tokens".
+      level: of "tokens", the validation pass@1 to reach; of "accuracy", the test pass@1 below which neither has learnt
+        anything, so that a seed does not count.
       settings: where it is claimed; () is everywhere.
     """
 

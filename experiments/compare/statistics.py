@@ -159,7 +159,9 @@ def ratio_estimate(ours: Sequence[Curve], theirs: Sequence[Curve], level: float,
 
 
 def mean_estimate(rates: Sequence[np.ndarray], *, draws: int = DRAWS) -> Estimate:
-    """Median over seeds of the mean over problems; `rates` holds [P] a seed."""
+    """Median over seeds of the mean over problems; `rates` holds [P] a seed. nan of no seed."""
+    if not rates:
+        return Estimate(float("nan"), float("nan"), float("nan"))
     sizes = [len(rate) for rate in rates]
 
     def statistic(resamples: Resamples) -> np.ndarray:

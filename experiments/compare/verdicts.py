@@ -25,8 +25,11 @@ def judge_training(
         deciding = len(first)
         match claim.measure:
             case "accuracy":
-                rates = [[testing.rates(test) for test in some] for some in (first, second)]
-                figure = statistics.difference_estimate(*rates, draws=draws)
+                pairs = [(testing.rates(one), testing.rates(other)) for one, other in zip(first, second)]
+                # A seed in which neither has learnt anything tells nothing.
+                pairs = [pair for pair in pairs if max(rates.mean() for rates in pair) >= claim.level]
+                figure = statistics.mean_estimate([one - other for one, other in pairs], draws=draws)
+                deciding = len(pairs)
             case "tokens":
                 ours, theirs = ([run.curve("generated_tokens") for run in some] for some in (first, second))
                 figure = statistics.ratio_estimate(ours, theirs, claim.level, draws=draws)
@@ -88,6 +91,8 @@ def _judged(claim: Claim, figure: Estimate, num_seeds: int) -> dict[str, Any]:
     """Args: num_seeds: that tell anything."""
     measure = MEASURES[claim.measure]
     meaning = measure.meaning.replace("a level", f"{claim.level:g}") if claim.level else measure.meaning
+    if claim.measure == "accuracy" and claim.level:
+        meaning += f", of seeds in which one ends at {claim.level:g} or above"
     return {
         "source": claim.source, "text": claim.text, "better": claim.better, "worse": claim.worse, "meaning": meaning,
         "figure": figure, "seeds": num_seeds, "verdict": verdict(figure, measure.neutral, num_seeds),

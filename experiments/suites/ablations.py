@@ -1,7 +1,8 @@
 """The paper's Tables 3 to 6 and the project's own switches, each against `eager` (sparse setting) on eight seeds.
 
 The parts of `best first` are left out of it one at a time. Eight seeds, because the starts of two of the first five
-hardly learn in so few steps with any method, and tell two methods little apart.
+hardly learn in so few steps with any method, and tell two methods little apart: a seed in which neither reaches .1
+counts for no claim. Both were settled before the other three seeds were run.
 """
 
 from experiments.compare.claims import Claim
@@ -26,7 +27,7 @@ def _without(part: str, overrides: Overrides) -> Method:
 
 
 def _learns_more(source: str, text: str, worse: str) -> Claim:
-    return Claim(source, text, "eager", worse, "accuracy")
+    return Claim(source, text, "eager", worse, "accuracy", 0.1)
 
 
 # Of the paper by its tables, in its own terms (accuracy after as many steps); of the pilot studies.
@@ -40,7 +41,8 @@ CLAIMS = (
     _learns_more("Table 5", "the most confident wrong trajectory beats a random one", "wrong: random"),
     _learns_more("Table 5", "the most confident wrong trajectory beats the least confident", "wrong: least confident"),
     Claim("Table 6", "the share of groups from the cache grows over rounds", "five rounds", "five rounds", "cached"),
-    Claim("paper", "a cache helps where problems come again", "few problems", "few problems, no cache", "accuracy"),
+    Claim("paper", "a cache helps where problems come again", "few problems", "few problems, no cache", "accuracy",
+          0.1),
     _learns_more("pilot", "trees of one outcome are better dropped", "uniform trees kept"),
     _learns_more("pilot", "where the mode is right, confidence (l2 = -3) beats none", "l2 = 0"),
     _learns_more("pilot", "where the mode is right, confidence (l2 = -3) beats its opposite", "l2 = +1"),

@@ -69,6 +69,18 @@ def test_claims_on_trained_policies_by_hand():
     assert cached["verdict"] == "reproduced"
 
 
+def test_a_seed_in_which_neither_learnt_does_not_count():
+    tests = {"a": {0: outcome(4, 0), 1: outcome(0, 0), 2: outcome(0, 1)}, "b": {s: outcome(0, 0) for s in range(3)}}
+    judged = [
+        judge_training([of("accuracy", level=level)], "tiny", {}, tests, draws=50)[0] for level in (0, 0.125, 0.6)
+    ]
+    assert [claim["seeds"] for claim in judged] == [3, 2, 0]
+    assert [claim["figure"].value for claim in judged[:2]] == [0.125, (0.5 + 0.125) / 2]
+    assert np.isnan(judged[2]["figure"].value)
+    assert "fewer than 4 seeds" in judged[2]["verdict"]
+    assert "ends at 0.125" in judged[1]["meaning"]
+
+
 def rows(expansions, rewards, correct, tokens):
     return [{"expansions": expansions, "rewards": rewards, "correct": correct, "tokens": tokens}] * 2
 
