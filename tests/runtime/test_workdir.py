@@ -9,7 +9,7 @@ import pytest
 
 from deepsearch_jax.config import setting_names
 from deepsearch_jax.runtime import RunSettings
-from deepsearch_jax.runtime.workdir import FREE_KEYS, Workdir, WorkdirError, explain_unwritable
+from deepsearch_jax.runtime.workdir import FREE_KEYS, Workdir, WorkdirError, explain_unwritable, write_json
 
 
 def test_a_second_run_in_the_same_workdir_is_refused(tmp_path):
@@ -97,3 +97,19 @@ def test_a_workdir_that_cannot_be_made_is_a_clear_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="cannot be used"):
         Workdir(tmp_path / "file" / "run")
+
+
+def test_two_processes_may_write_one_file(tmp_path, monkeypatch):
+    path, replace = tmp_path / "a.json", os.replace
+
+    def after_another_process(*names):
+        monkeypatch.setattr(os, "replace", replace)
+        monkeypatch.setattr(os, "getpid", lambda: 1)
+        write_json(path, "theirs")
+        assert json.loads(path.read_text()) == "theirs"
+        replace(*names)
+
+    monkeypatch.setattr(os, "replace", after_another_process)
+    write_json(path, "ours")
+    assert json.loads(path.read_text()) == "ours"
+    assert list(tmp_path.iterdir()) == [path]
