@@ -141,6 +141,13 @@ def set_dapo(config: ConfigDict, *, batches: int = 10, overlong_share: float = 0
     config.rounds.dynamic_sampling_batches = batches
 
 
+def set_grpo(config: ConfigDict) -> None:
+    """Sets GRPO on all problems: groups of direct samples, advantages (R - mean) / std; the rest stays as it is."""
+    config.method = "grpo"
+    set_outcome_scores(config)
+    config.rounds.filter_problems = False
+
+
 def set_outcome_scores(config: ConfigDict) -> None:
     """Gives every node of a trajectory its final score, normalised as in GRPO and DAPO: (R - mean) / std.
 

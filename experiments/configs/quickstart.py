@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from deepsearch_jax.config import to_config
 from deepsearch_jax.runtime import RunSettings
-from experiments.presets import set_adaptive, set_best_first, set_dapo, set_outcome_scores, set_paper
+from experiments.presets import set_adaptive, set_best_first, set_dapo, set_grpo, set_paper
 
 VARIANTS = ("best_first", "deepsearch", "adaptive", "paper", "grpo", "dapo", "short")
 
@@ -76,9 +76,7 @@ def get_config(variant: str = "best_first") -> ConfigDict:
     if variant == "paper":
         set_paper(config)
     if variant == "grpo":
-        config.method = "grpo"
-        set_outcome_scores(config)
-        config.rounds.filter_problems = False
+        set_grpo(config)
     if variant == "dapo":
         set_dapo(config, batches=8, overlong_share=0.0)  # five written steps take 26 of the 30 tokens
     if variant == "short":
