@@ -50,6 +50,11 @@ def ways(default: RunSettings, paper: RunSettings) -> dict[str, Way]:
     }
 
 
+def _over(ours: float, theirs: float) -> float | None:
+    """None where they found nothing."""
+    return ours / theirs if theirs else None
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="", help="Hugging Face directory; default: the quick start's tiny policy")
@@ -110,9 +115,9 @@ def main() -> None:
         by_name = {case["case"]: case for case in cases}
         ours = by_name.get("default", cases[0])
         ratios = {
-            name: {"per_token": ours["value"] / max(case["value"], 1e-12),
-                   "distinct": ours["distinct"] / max(case["distinct"], 1e-12),
-                   "per_cpu_second": ours["per_cpu_second"] / max(case["per_cpu_second"], 1e-12)}
+            name: {"per_token": _over(ours["value"], case["value"]),
+                   "distinct": _over(ours["distinct"], case["distinct"]),
+                   "per_cpu_second": _over(ours["per_cpu_second"], case["per_cpu_second"])}
             for name, case in by_name.items()
         }  # fmt: skip
         finish(
