@@ -56,30 +56,24 @@ def decode_children(
       that were encoded again for lack of a page.
     """
     check_shapes(config, pages, request, settings, stop_table)
+    length = settings.segment_length
     if settings.unroll_layers:
         params = unstack_layers(config, params)
     is_unrolled = "attention" not in params["layers"]
     prompt_lengths = per_row(request.prompt_lengths, request)
     prefix = gather_prefix(pages, request, is_unrolled)
     prefix_tokens = token_of_slot(pages, request, prompt_lengths)  # [R, Tp]
-    num_before = prompt_lengths + request.depth * settings.segment_length - 1  # tokens before the last one
+    num_before = prompt_lengths + request.depth * length - 1  # tokens before the last one
     recomputed = jnp.zeros_like(request.depth)
     if settings.recompute and request.path_pages.shape[1]:
         prefix, recomputed = encode_missing(
             config, params, prefix, request, prompt_lengths, prefix_tokens, settings, pages.prompt_keys.shape[3]
         )
 
-    def empty(*shape: int) -> Layered:
-        shape = (shape[0], shape[1], config.num_kv_heads, shape[2], config.head_dim)
-        if is_unrolled:
-            return tuple(_zeros(shape, pages.keys) for _ in range(config.num_layers))
-        return _zeros((config.num_layers, *shape), pages.keys)
-
-    num_rows, num_samples, length = *request.child_pages.shape, settings.segment_length
     mask = prefix_tokens < num_before[:, None]
     first_logits, last_kv = forward(
         config, params, request.last_token[:, None], num_before[:, None], *prefix, mask, prefix_tokens,
-        (empty(num_rows, 1, 1), empty(num_rows, 1, 1)), jnp.int32(0),
+        _empty_cache(config, pages, (request.depth.shape[0], 1, 1), is_unrolled), jnp.int32(0),
     )  # fmt: skip
     new_keys, new_values = (stack_layers(cache)[:, :, 0, :, 0] for cache in last_kv)
     is_prompt = not request.path_pages.shape[1] and request.slots is None
@@ -89,7 +83,7 @@ def decode_children(
         prefix = gather_prefix(pages, request, is_unrolled)
     else:
         room = pages.prompt_keys.shape[3]
-        prefix = add_last_token(prefix, request, prompt_lengths, room, settings.segment_length, (new_keys, new_values))
+        prefix = add_last_token(prefix, request, prompt_lengths, room, length, (new_keys, new_values))
     mask = prefix_tokens <= num_before[:, None]
 
     def body(loop: _Loop) -> _Loop:
@@ -103,6 +97,41 @@ def decode_children(
     def goes_on(loop: _Loop) -> jax.Array:
         return (loop.step < length) & jnp.any(loop.is_open)
 
+    own = _empty_cache(config, pages, (*request.child_pages.shape, length), is_unrolled)
+    start = _start(request, settings, stop_table, own)
+    first = _draw(start, first_logits[:, 0], request, settings)
+    loop = _append(start, first, request.siblings, settings, stop_table)
+    loop = jax.lax.while_loop(goes_on, body, loop)
+    # All pages are written here, behind all that reads them, so that they can be written in place.
+    pages = store_children(pages, request, loop.own)
+    if not is_prompt:
+        pages = store_last_token(pages, request, prompt_lengths, (new_keys, new_values), loop.step <= length)
+        if settings.recompute and request.keep_pages is not None:
+            pages = keep_missing(pages, prefix, request)
+    return pages, loop.segments, recomputed
+
+
+def _empty_cache(
+    config: ModelConfig, pages: KVPages, shape: tuple[int, ...], is_unrolled: bool
+) -> tuple[Layered, Layered]:
+    """Keys and values of [R, K, S] tokens that are still to be sampled."""
+    num_rows, num_samples, length = shape
+    of_layer = (num_rows, num_samples, config.num_kv_heads, length, config.head_dim)
+
+    def empty() -> Layered:
+        if is_unrolled:
+            return tuple(_zeros(of_layer, pages.keys) for _ in range(config.num_layers))
+        return _zeros((config.num_layers, *of_layer), pages.keys)
+
+    return empty(), empty()
+
+
+def _start(
+    request: DecodeRequest, settings: DecodeSettings, stop_table: StopTable | None, own: tuple[Layered, Layered]
+) -> _Loop:
+    """Before the first token: children of active rows are open, as far in a stop string as their path has come."""
+    num_rows, num_samples, length = *request.child_pages.shape, settings.segment_length
+
     def blank(dtype: Any) -> jax.Array:
         return _zeros((num_rows, num_samples, length), request.last_token, dtype)
 
@@ -114,11 +143,11 @@ def decode_children(
             stop_states = stop_table.after(request.path_tokens, request.depth * length)
         stop_states = jnp.broadcast_to(stop_states[:, None], (num_rows, num_samples))
     row = _zeros((num_rows, num_samples), request.last_token, jnp.int32)
-    start = _Loop(
+    return _Loop(
         step=jnp.int32(0),
         tokens=row,
         is_open=(row == 0) & request.active[:, None],
-        own=(empty(num_rows, num_samples, length), empty(num_rows, num_samples, length)),
+        own=own,
         segments=Segments(blank(jnp.int32), row, blank(jnp.float32), blank(jnp.float32), row != 0,
                           blank(jnp.float32) if settings.entropy else None),
         stop_states=stop_states,
@@ -126,16 +155,6 @@ def decode_children(
             request.siblings.log_masses[:, None], num_samples, axis=1
         ),
     )  # fmt: skip
-    first = _draw(start, first_logits[:, 0], request, settings)
-    loop = _append(start, first, request.siblings, settings, stop_table)
-    loop = jax.lax.while_loop(goes_on, body, loop)
-    # All pages are written here, behind all that reads them, so that they can be written in place.
-    pages = store_children(pages, request, loop.own)
-    if not is_prompt:
-        pages = store_last_token(pages, request, prompt_lengths, (new_keys, new_values), loop.step <= length)
-        if settings.recompute and request.keep_pages is not None:
-            pages = keep_missing(pages, prefix, request)
-    return pages, loop.segments, recomputed
 
 
 def _draw(loop: _Loop, scores: jax.Array, request: DecodeRequest, settings: DecodeSettings) -> Sample:

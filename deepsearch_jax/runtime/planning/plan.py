@@ -184,46 +184,73 @@ def make_plan(
         search, slots_bytes = compile_search(program, params, num_slots, prompt_room, settings.seed)
     copy = state_bytes(params)
     wanted = num_slots * num_batches * settings.search.capacity
-    sent = model.num_parameters * model.dtypes[1 if not settings.rollout.int8 else 0].itemsize
     is_spread = settings.mesh.fsdp * settings.mesh.tensor > 1
-    pieces = state_bytes(state.params)
-    whole: float = sent if is_spread else 0  # what arrives, beside the pieces that are sent
-    if is_spread and model.param_dtype != model.compute_dtype and not settings.rollout.int8:
-        whole += pieces * model.dtypes[1].itemsize / model.dtypes[0].itemsize
-    extra = copy if not is_spread or settings.rollout.int8 or settings.rollout.unrolls(chip.backend) else 0
-    params_bytes, moments = pieces, state_bytes(state) - pieces
-    resident: dict[str, float] = {"parameters": params_bytes, "optimizer": moments}
-    if settings.loss.kl_coefficient:
-        resident["reference policy"] = pieces * model.dtypes[1].itemsize / model.dtypes[0].itemsize
-    phases = [Phase("moving weights", resident | {"rollout weights": whole + extra})]
-    page_pool = program.num_pages * num_batches * page_bytes(compiled_model, settings.search.segment_length)
-    phases.append(
-        Phase(
-            "rollouts",
-            resident | {
-                "rollout weights": copy, "page pool": page_pool,
-                "trees and prompts": slots_bytes * num_batches - page_pool, "decoding": search.temporary,
-            },
-        )
+    sent = model.num_parameters * model.dtypes[1 if not settings.rollout.int8 else 0].itemsize
+    held = _Held(
+        pieces=state_bytes(state.params), state=state_bytes(state), copy=copy, sent=sent if is_spread else 0,
+        page_pool=program.num_pages * num_batches * page_bytes(compiled_model, settings.search.segment_length),
+        slots=slots_bytes * num_batches,
     )  # fmt: skip
-    for rows, compiled in forms:
-        gradients = min(pieces * 4 / model.dtypes[0].itemsize, compiled.temporary)
-        phases.append(
-            Phase(
-                f"update on {'trees' if rows.is_trees else 'responses'}",
-                resident | {
-                    "rollout weights": copy, "gradients": gradients,
-                    "activations and temporary": compiled.temporary - gradients,
-                    "batch": compiled.arguments - state_bytes(state),
-                },
-            )
-        )  # fmt: skip
+    phases = _phases(settings, model, chip, held, search, forms)
     plan = Plan(
         settings, model, chip, mesh, prompt_room, stand_in, forms, search, program.num_pages * num_batches, wanted,
         sent * (num_devices - 1) / num_devices if is_spread else 0.0, phases, {},
     )  # fmt: skip
     plan.work = _work(plan, copy, num_slots, prompt_room)
     return plan
+
+
+@dataclasses.dataclass(frozen=True)
+class _Held:
+    """Bytes that a device holds: of the parameters, of them with the optimizer's moments, of the rollouts' copy, of
+    all weights where they arrive from other devices, of the pages, and of the slots with the pages."""
+
+    pieces: float
+    state: float
+    copy: float
+    sent: float
+    page_pool: float
+    slots: float
+
+
+def _phases(
+    settings: RunSettings, model: ModelConfig, chip: Chip, held: _Held, search: Compiled,
+    forms: list[tuple[Rows, Compiled]],
+) -> list[Phase]:  # fmt: skip
+    """What a device holds in every phase of a step."""
+    is_spread = settings.mesh.fsdp * settings.mesh.tensor > 1
+    cast = held.pieces * model.dtypes[1].itemsize / model.dtypes[0].itemsize  # the pieces in the compute dtype
+    whole = held.sent  # what arrives, beside the pieces that are sent
+    if is_spread and model.param_dtype != model.compute_dtype and not settings.rollout.int8:
+        whole += cast
+    if not is_spread or settings.rollout.int8 or settings.rollout.unrolls(chip.backend):
+        whole += held.copy
+    resident = {"parameters": held.pieces, "optimizer": held.state - held.pieces}
+    if settings.loss.kl_coefficient:
+        resident["reference policy"] = cast
+    phases = [
+        Phase("moving weights", resident | {"rollout weights": whole}),
+        Phase(
+            "rollouts",
+            resident | {
+                "rollout weights": held.copy, "page pool": held.page_pool,
+                "trees and prompts": held.slots - held.page_pool, "decoding": search.temporary,
+            },
+        ),
+    ]  # fmt: skip
+    for rows, compiled in forms:
+        gradients = min(held.pieces * 4 / model.dtypes[0].itemsize, compiled.temporary)
+        phases.append(
+            Phase(
+                f"update on {'trees' if rows.is_trees else 'responses'}",
+                resident | {
+                    "rollout weights": held.copy, "gradients": gradients,
+                    "activations and temporary": compiled.temporary - gradients,
+                    "batch": compiled.arguments - held.state,
+                },
+            )
+        )  # fmt: skip
+    return phases
 
 
 def _run_mesh(num_devices: int) -> Mesh | None:
