@@ -313,6 +313,14 @@ def test_a_long_conversation_loses_its_oldest_turns(exported):
     assert len(conversation.prompt("aa", 50)) == 5
 
 
+def test_characters_without_a_token_are_named(exported):
+    conversation = Conversation(HFTokenizer(exported), ChatSettings())
+    assert conversation.has_template
+    with pytest.raises(ValueError, match="no token for 'xé'; leave"):
+        conversation.prompt("axbéx", 50)
+    assert len(conversation.prompt("ab", 50)) == len("ab\n")
+
+
 def test_what_could_move_the_cursor_is_shown_as_escapes():
     assert visible("a\x1b[2Jb\r\n\tc\x00\u202e\x9bd") == "a\\x1b[2Jb\\r\n\tc\\x00\\u202e\\x9bd"
     assert visible("größer ∑ 数") == "größer ∑ 数"

@@ -87,6 +87,11 @@ class Conversation:
 
         Raises: ValueError if the question alone is longer, or cannot be written in tokens.
         """
+        if self.has_template:
+            # Byte-level tables of few characters, as runs of character tasks are exported with, lose the others.
+            lost = [character for character in dict.fromkeys(text) if not self._tokenizer.encode(character)]
+            if lost:
+                raise ValueError(f"the model has no token for {''.join(lost)!r}; leave it out of the question")
         if not self.has_template:
             before = f"{self._settings.system}\n\n" if self._settings.system else ""
             return self._checked(self._tokenizer.encode_prompt(before + text + self._line_end), limit)
