@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from deepsearch_jax.cache import SolutionCache, init_cache, is_hard, next_subset, remove, shard_cache
+from deepsearch_jax.cache import SolutionCache, init_cache, is_hard, remove, shard_cache
 from deepsearch_jax.data.iterator import ProblemIterator
 from deepsearch_jax.data.problems import Problem, fingerprint
 from deepsearch_jax.policy import ModelConfig
@@ -27,6 +27,7 @@ from deepsearch_jax.runtime.confidence import Evidence, entropy_weight, evidence
 from deepsearch_jax.runtime.debug import hot_steps
 from deepsearch_jax.runtime.device import problem_keys
 from deepsearch_jax.runtime.evaluate import summarise
+from deepsearch_jax.runtime.filtering import candidate_pool, choose_problems, draw_candidates
 from deepsearch_jax.runtime.imported import import_solutions
 from deepsearch_jax.runtime.interrupt import Interrupted, StopRequest
 from deepsearch_jax.runtime.learning import Learner
@@ -256,47 +257,34 @@ class Trainer:
             self._batches.set_state(self.position.iterator)
 
     def _filter(self) -> None:
-        rounds, filtering, position = self.settings.rounds, self.settings.filter, self.position
+        settings, position = self.settings, self.position
         counters = (position.round_index, 0)
-        pool = np.ones(len(self.problems), bool) if rounds.refilter == "all" else np.asarray(self.arrays.subset)
-        candidates = np.flatnonzero(pool)
-        if 0 < rounds.max_candidates < len(candidates):
-            seed = np.random.SeedSequence((self.settings.seed, position.round_index))
-            candidates = np.sort(np.random.default_rng(seed).permutation(candidates)[: rounds.max_candidates])
-        with self.reporter.phase("filter", len(candidates)), hot_steps(self.settings.debug):
+        pool = candidate_pool(np.asarray(self.arrays.subset), settings.rounds)
+        candidates = draw_candidates(pool, settings.rounds, settings.seed, position.round_index)
+        num_samples = settings.filter.num_samples
+        with self.reporter.phase("filter", len(candidates)), hot_steps(settings.debug):
             groups = self._sampler.direct(
-                self._sampling_params(), [self.problems[i] for i in candidates], filtering.num_samples,
-                Purpose.FILTER, counters,
-            )  # fmt: skip
+                self._sampling_params(), [self.problems[i] for i in candidates], num_samples, Purpose.FILTER, counters
+            )
         self._learn_confidence(groups)
-        num_correct, num_samples = np.array(self.arrays.num_correct), np.zeros(len(self.problems), np.int32)
-        num_correct[candidates] = [group.num_correct for group in groups]
-        num_samples[candidates] = filtering.num_samples
-        known = np.where(num_samples > 0, num_samples, self.arrays.num_samples)
+        correct = [group.num_correct for group in groups]
         key = problem_keys(self._run_key, int(Purpose.EASY), counters, np.zeros(1, np.int32))[0]
-        subset = np.asarray(
-            next_subset(key, jnp.asarray(self._keys), jnp.asarray(num_correct), jnp.asarray(num_samples),
-                        jnp.asarray(pool), filtering)
-        )  # fmt: skip
-        if not subset.any():
-            # Nothing is hard any more: the round works on all candidates rather than on nothing.
+        known = np.asarray(self.arrays.num_correct), np.asarray(self.arrays.num_samples)
+        chosen = choose_problems(key, self._keys, pool, candidates, correct, known, settings.filter)
+        if chosen.is_all:
             self.reporter.line("filter: no candidate is hard; the round takes all of them")
-            subset = np.isin(np.arange(len(self.problems)), candidates)
         # Paths of problems that pass leave the cache, also of those that stay in the round as its easy share (Eq. 10).
-        hard = np.asarray(is_hard(jnp.asarray(num_correct), jnp.asarray(num_samples), filtering.threshold))
-        passed = self._keys[candidates][~hard[candidates]]
+        cache = _forget(self.arrays.cache, chosen.passed) if settings.uses_cache else self.arrays.cache
         self.arrays = dataclasses.replace(
-            self.arrays, num_correct=jnp.asarray(num_correct), num_samples=jnp.asarray(known),
-            subset=jnp.asarray(subset),
-            cache=_forget(self.arrays.cache, passed) if self.settings.uses_cache else self.arrays.cache,
+            self.arrays, num_correct=jnp.asarray(chosen.num_correct), num_samples=jnp.asarray(chosen.num_samples),
+            subset=jnp.asarray(chosen.subset), cache=cache,
         )  # fmt: skip
         position.generated_tokens = self._sampler.generated_tokens
-        rate = float(num_correct[candidates].sum() / (len(candidates) * filtering.num_samples))
+        rate = float(sum(correct) / (len(candidates) * num_samples))
         values = {
-            "round": position.round_index, "candidates": len(candidates), "hard": int(hard[candidates].sum()),
-            "subset": int(subset.sum()), "success_rate": rate,
-            "cached": int((np.asarray(self.arrays.cache.problem_ids) >= 0).sum()),
-            "generated_tokens": position.generated_tokens,
+            "round": position.round_index, "candidates": len(candidates), "hard": chosen.num_hard,
+            "subset": int(chosen.subset.sum()), "success_rate": rate,
+            "cached": int((np.asarray(cache.problem_ids) >= 0).sum()), "generated_tokens": position.generated_tokens,
         }  # fmt: skip
         times = self.reporter.take_times()
         self._write("filter", values, times)
