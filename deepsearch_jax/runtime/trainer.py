@@ -82,40 +82,19 @@ class Trainer:
             mesh=rollout_mesh, check_stop=stop.check if is_alone else lambda: None, advance=reporter.advance,
         )  # fmt: skip
         self._sampler.check_fits(settings.evaluation.max_length or settings.search.max_response_length)
-        identity, held_out_identity = fingerprint(self.problems), fingerprint(task.eval_problems)
         self.arrays = self._initial_arrays(params, rollout_mesh)
         if self._learner.mesh is None:
             self.arrays = committed(self.arrays)
-        base = self._learner.base_fingerprint
-        self.position = Position(fingerprint=identity, held_out_fingerprint=held_out_identity, base=base)
+        self.position = Position(
+            fingerprint=fingerprint(self.problems), held_out_fingerprint=fingerprint(task.eval_problems),
+            base=self._learner.base_fingerprint,
+        )  # fmt: skip
         if self._checkpoints.latest is not None:
-            record = self._checkpoints.restore_record()
-            # config.json may have been removed or written by hand; what the arrays were made with stands beside them.
-            wanted = json.loads(json.dumps(dataclasses.asdict(settings)))
-            refuse_other_config(record["config"], wanted, f"checkpoint {self._checkpoints.latest} in {workdir}")
-            self.position = Position(**record["position"])
-            if self.position.fingerprint != identity:
-                raise ValueError(
-                    f"the training problems are not those that the run in {workdir} was started with; "
-                    "restore the problem files or start in a new workdir"
-                )
-            if self.position.held_out_fingerprint not in ("", held_out_identity):
-                raise ValueError(
-                    f"the held-out problems are not those that the run in {workdir} was started with, so its "
-                    "evaluations could not be compared; restore the problem files or start in a new workdir"
-                )
-            if self.position.base != base:
-                raise ValueError(
-                    f"the model at {settings.model.path!r} is not the one that the adapters of the run in {workdir} "
-                    "belong to; restore its weights or start in a new workdir"
-                )
-            self.arrays = self._restore_in_place_of(self.arrays, params if not settings.lora.rank else None)
-            reporter.line(f"resumed at step {self.position.step} (checkpoint {self._checkpoints.latest})")
+            self._resume(params)
         elif paths := settings.cache.import_paths:
             cache = import_solutions(self.arrays.cache, paths, task, self.problems, reporter.line)
             self.arrays = dataclasses.replace(self.arrays, cache=cache)
         self._sampler.generated_tokens = self.position.generated_tokens
-        self._iterator: ProblemIterator | None = None
         make_metrics = MetricsWriter if is_first() else SilentMetrics
         self._metrics = make_metrics(
             workdir, self.position.num_rows, settings.loggers, config=dataclasses.asdict(settings), note=reporter.line
@@ -126,6 +105,38 @@ class Trainer:
         self._saved = dataclasses.replace(self.position)
         self._rollout_params: Any = None
         self._compilations = CompileCount()
+
+    def _resume(self, params: Any) -> None:
+        """Arrays and position of the newest checkpoint in place of those that the run would start with.
+
+        Args:
+          params: what the arrays were made of.
+        Raises:
+          ValueError: it was made with other settings, problems or frozen weights.
+        """
+        settings, workdir, now = self.settings, self.workdir, self.position
+        record = self._checkpoints.restore_record()
+        # config.json may have been removed or written by hand; what the arrays were made with stands beside them.
+        wanted = json.loads(json.dumps(dataclasses.asdict(settings)))
+        refuse_other_config(record["config"], wanted, f"checkpoint {self._checkpoints.latest} in {workdir}")
+        self.position = Position(**record["position"])
+        if self.position.fingerprint != now.fingerprint:
+            raise ValueError(
+                f"the training problems are not those that the run in {workdir} was started with; "
+                "restore the problem files or start in a new workdir"
+            )
+        if self.position.held_out_fingerprint not in ("", now.held_out_fingerprint):
+            raise ValueError(
+                f"the held-out problems are not those that the run in {workdir} was started with, so its "
+                "evaluations could not be compared; restore the problem files or start in a new workdir"
+            )
+        if self.position.base != now.base:
+            raise ValueError(
+                f"the model at {settings.model.path!r} is not the one that the adapters of the run in {workdir} "
+                "belong to; restore its weights or start in a new workdir"
+            )
+        self.arrays = self._restore_in_place_of(self.arrays, params if not settings.lora.rank else None)
+        self.reporter.line(f"resumed at step {self.position.step} (checkpoint {self._checkpoints.latest})")
 
     def _restore_in_place_of(self, arrays: RunArrays, params: Any) -> RunArrays:
         """The arrays of the newest checkpoint, laid out like `arrays`.
