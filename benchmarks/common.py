@@ -6,6 +6,7 @@ import importlib
 import json
 import pathlib
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -34,13 +35,26 @@ class Policy:
     model: Any
     params: Any
 
-    def sampler(self, **changes: Any) -> Sampler:
+    def sampler(self, advance: Callable[[float, str], None] = lambda done, detail: None, **changes: Any) -> Sampler:
         """A sampler on one device; `search` and `rollout` replace the settings of these names."""
         settings = dataclasses.replace(self.settings, **changes)
         return Sampler(
             self.task, self.model, settings.search, settings.rollout, run_key=jax.random.key(settings.seed), mesh=None,
-            check_stop=lambda: None, advance=lambda done, detail: None,
+            check_stop=lambda: None, advance=advance,
         )  # fmt: skip
+
+
+def told_now_and_then(name: str, seconds: float = 30.0) -> Callable[[float, str], None]:
+    """An `advance` of samplers that writes a line to stderr, at most one in so many seconds."""
+    last = start = time.monotonic()
+
+    def advance(done: float, detail: str) -> None:
+        nonlocal last
+        if (now := time.monotonic()) - last >= seconds:
+            last = now
+            print(f"{name}: {done:g} problems done, {detail}, {now - start:.0f} s", file=sys.stderr, flush=True)
+
+    return advance
 
 
 def settings_of(config: str, variant: str, **changes: Any) -> RunSettings:

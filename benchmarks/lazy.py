@@ -14,7 +14,7 @@ import dataclasses
 import pathlib
 from typing import Any, NamedTuple
 
-from benchmarks.common import closing, finish, median, real_policy, settings_of, timed, tiny_policy
+from benchmarks.common import closing, finish, median, real_policy, settings_of, timed, tiny_policy, told_now_and_then
 from deepsearch_jax.runtime import RunSettings
 from deepsearch_jax.runtime.rollouts import Purpose
 from deepsearch_jax.tree import SearchSettings
@@ -78,7 +78,7 @@ def main() -> None:
                 continue
             slots = options.slots or policy.settings.rollout.num_slots
             rollout = dataclasses.replace(policy.settings.rollout, num_slots=slots, temperature=temperature)
-            sampler = policy.sampler(search=search or policy.settings.search, rollout=rollout)
+            sampler = policy.sampler(told_now_and_then(name), search=search or policy.settings.search, rollout=rollout)
             sampler_name: dict[str, Any] = {}
             per_token, per_second, solved, tokens, distinct = [], [], [], [], []
 
