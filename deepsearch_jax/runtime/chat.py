@@ -87,14 +87,13 @@ class Conversation:
 
         Raises: ValueError if the question alone is longer, or cannot be written in tokens.
         """
-        if self.has_template:
-            # Byte-level tables of few characters, as runs of character tasks are exported with, lose the others.
-            lost = [character for character in dict.fromkeys(text) if not self._tokenizer.encode(character)]
-            if lost:
-                raise ValueError(f"the model has no token for {''.join(lost)!r}; leave it out of the question")
         if not self.has_template:
             before = f"{self._settings.system}\n\n" if self._settings.system else ""
             return self._checked(self._tokenizer.encode_prompt(before + text + self._line_end), limit)
+        # Byte-level tables of few characters, as runs of character tasks are exported with, lose the others.
+        lost = [c for c in dict.fromkeys(text) if not c.isspace() and not self._tokenizer.encode(c)]
+        if lost:
+            raise ValueError(f"the model has no token for {''.join(lost)!r}; leave it out of the question")
         system = [{"role": "system", "content": self._settings.system}] if self._settings.system else []
         while True:
             ids = self._tokenizer.encode_prompt([*system, *self._turns, {"role": "user", "content": text}])

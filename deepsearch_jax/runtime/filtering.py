@@ -32,7 +32,7 @@ class Chosen(NamedTuple):
 
 def candidate_pool(subset: np.ndarray, rounds: RoundSettings) -> np.ndarray:
     """[N] bool: the problems that the next round may take, of those of the last one or of all."""
-    return np.ones(len(subset), bool) if rounds.refilter == "all" else np.asarray(subset)
+    return np.ones(len(subset), bool) if rounds.refilter == "all" else subset
 
 
 def draw_candidates(pool: np.ndarray, rounds: RoundSettings, seed: int, round_index: int) -> np.ndarray:
