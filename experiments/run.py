@@ -1,6 +1,7 @@
 """Trains a policy: `python -m experiments.run --config=experiments/configs/NAME.py[:variant] --workdir=DIR`.
 
-The same command continues a run that was stopped. SIGTERM (or one Ctrl-C) saves and leaves with status 0.
+The same command continues a run that was stopped. SIGTERM (or one Ctrl-C) saves and leaves with status 0, or that of
+--stopped_status.
 """
 
 from experiments.large_pages import begin_again_with_large_pages
@@ -36,6 +37,10 @@ CONFIG = config_flags.DEFINE_config_file(
 COORDINATOR = flags.DEFINE_string("coordinator", "", "host:port of process 0, where several processes share a run.")
 NUM_PROCESSES = flags.DEFINE_integer("num_processes", 0, "Processes of the run; with --coordinator.")
 PROCESS_ID = flags.DEFINE_integer("process_id", -1, "Number of this process, from 0; with --coordinator.")
+STOPPED_STATUS = flags.DEFINE_integer(
+    "stopped_status", 0, "Exit status of a run that was stopped before its end and saved; for schedulers that start "
+    "again what did not end well.", lower_bound=0, upper_bound=255,
+)  # fmt: skip
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run: config, metrics, checkpoints, curves.")
 # What a user can mend; a line says how.
 _MISTAKES = (ValueError, OSError, AlarmStop, CheckpointError, TooManySkipped, WorkdirError)
@@ -51,10 +56,10 @@ def main(argv: list[str]) -> int:
     try:
         connect(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
         config = CONFIG.value.to_dict()
-        run(from_config(RunSettings, config), config, str(WORKDIR.value))
+        is_finished = run(from_config(RunSettings, config), config, str(WORKDIR.value))
     except Exception as error:
         return _leave(_status_of(error))
-    return 0
+    return 0 if is_finished else STOPPED_STATUS.value
 
 
 def _status_of(error: Exception) -> int:

@@ -16,7 +16,7 @@ import pytest
 from deepsearch_jax.runtime.checkpoints import CheckpointError, Checkpoints, CheckpointSettings
 from deepsearch_jax.runtime.lost_processes import tells_of_lost_process
 from deepsearch_jax.runtime.metrics import MACHINE_KEY, read_rows
-from deepsearch_jax.runtime.processes import _indexed_job, _is_launched, connect, decode, encode
+from deepsearch_jax.runtime.processes import _indexed_job, _is_launched, _visible_devices, connect, decode, encode
 from deepsearch_jax.runtime.responses import Group, Response
 from deepsearch_jax.types import Outcome
 from tests.test_run import SMALL
@@ -249,6 +249,37 @@ def test_what_processes_tell_each_other_arrives_bit_for_bit():
 )
 def test_launchers_are_found(environment, expected):
     assert _is_launched(environment) == expected
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({"SLURM_STEP_TASKS_PER_NODE": "1(x2)"}, []),
+        ({"SLURM_STEP_TASKS_PER_NODE": "1,1"}, []),
+        ({"SLURM_TASKS_PER_NODE": "1"}, []),
+        ({"SLURM_STEP_TASKS_PER_NODE": "8(x2)"}, None),
+        ({"SLURM_STEP_TASKS_PER_NODE": "1,2"}, None),
+        ({"SLURM_STEP_TASKS_PER_NODE": "8(x2)", "SLURM_TASKS_PER_NODE": "1(x2)"}, None),
+        ({"OMPI_COMM_WORLD_LOCAL_SIZE": "1"}, []),
+        ({"OMPI_COMM_WORLD_LOCAL_SIZE": "8"}, None),
+        ({"SLURM_STEP_TASKS_PER_NODE": "1(x2)", "JAX_LOCAL_DEVICE_IDS": "0,1"}, None),
+        ({}, None),
+    ],
+)
+def test_a_process_that_has_a_machine_to_itself_takes_all_its_devices(environment, expected):
+    assert _visible_devices(environment) == expected
+
+
+def test_jax_makes_all_devices_visible_where_it_is_told_none(monkeypatch):
+    """What `_visible_devices` relies on: JAX's detection names one GPU, an empty list keeps it from doing so."""
+    from jax._src.clusters.cluster import ClusterEnv
+
+    slurm = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "n[1-2]", "SLURM_NTASKS": "2", "SLURM_PROCID": "1",
+             "SLURM_LOCALID": "0"}  # fmt: skip
+    for name, value in slurm.items():
+        monkeypatch.setenv(name, value)
+    detect = ClusterEnv.auto_detect_unset_distributed_params
+    assert [detect(None, None, None, given, None, 1)[-1] for given in (None, [])] == [[0], []]
 
 
 def test_pods_of_an_indexed_job_find_the_first_one():

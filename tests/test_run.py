@@ -87,14 +87,14 @@ def test_a_run_killed_and_stopped_goes_on_to_the_same_metrics(tmp_path):
     process.kill()
     process.communicate()
 
-    process = start(tmp_path, workdir)  # stopped politely in the second round
+    process = start(tmp_path, workdir, "--stopped_status=75")  # stopped politely in the second round
     wait_for_step(process, 5)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, output
+    assert process.returncode == 75, output
     assert "the same command goes on" in output
 
-    code, output = run(tmp_path, workdir)
+    code, output = run(tmp_path, workdir, "--stopped_status=75")
     assert code == 0, output
     assert "resumed at step" in output
     assert rows(workdir) == expected
@@ -110,6 +110,7 @@ def test_a_run_killed_and_stopped_goes_on_to_the_same_metrics(tmp_path):
         (["--config.task.name=math"], ["model.path is empty", "--config.model.path=DIR"]),
         (["--config.num_devices=99"], ["num_devices=99", "this machine has 1"]),
         (["stray"], ["unknown argument 'stray'"]),
+        (["--stopped_status=256"], ["stopped_status", "256", "255"]),
     ],
 )
 def test_mistakes_get_one_clear_line(tmp_path, arguments, words):

@@ -44,7 +44,7 @@ def connect(coordinator: str = "", num_processes: int = 0, process_id: int = -1)
         coordinator, process_id = _indexed_job(os.environ["JOB_COMPLETION_INDEX"], socket.getfqdn())
     if not coordinator and num_processes in (0, 1) and process_id < 0:
         if _is_launched(os.environ):
-            jax.distributed.initialize()
+            jax.distributed.initialize(local_device_ids=_visible_devices(os.environ))
         return
     if not coordinator or num_processes < 1 or not 0 <= process_id < num_processes:
         raise ValueError(
@@ -61,6 +61,19 @@ def _is_launched(environment: Mapping[str, str]) -> bool:
     if int(environment.get("OMPI_COMM_WORLD_SIZE", "1")) > 1:
         return True
     return len([name for name in environment.get("TPU_WORKER_HOSTNAMES", "").split(",") if name]) > 1
+
+
+def _visible_devices(environment: Mapping[str, str]) -> list[int] | None:
+    """Which local devices a launched process takes: [] all of them, None what JAX makes of the launcher's variables.
+
+    JAX gives a process of Slurm or Open MPI the one GPU with its number among the processes of its machine. That is
+    right for a process a GPU; one that has a machine to itself would leave the other GPUs idle.
+    """
+    if "JAX_LOCAL_DEVICE_IDS" in environment:
+        return None
+    tasks = environment.get("SLURM_STEP_TASKS_PER_NODE") or environment.get("SLURM_TASKS_PER_NODE", "")  # 1(x2) or 8,7
+    is_alone = {part.partition("(")[0] for part in tasks.split(",")} == {"1"}
+    return [] if is_alone or environment.get("OMPI_COMM_WORLD_LOCAL_SIZE") == "1" else None
 
 
 def _indexed_job(index: str, host: str) -> tuple[str, int]:

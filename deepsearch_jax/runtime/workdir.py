@@ -16,8 +16,8 @@ from deepsearch_jax.config import differing_keys
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "chex", "numpy", "sympy", "math-verify", "grain")
 
 # Settings that may change between a stop and the next start: they say how long and how to report, not what is computed.
-# Other devices, pieces of a batch and recomputation change only rounding; alarms and records only watch. A lower rate
-# or clip is the way out of updates that are not finite.
+# Other devices, slots and pages, pieces of a batch, its padding and recomputation change only rounding; alarms and
+# records only watch. A lower rate or clip is the way out of updates that are not finite.
 FREE_KEYS = (
     "rounds.num_rounds",
     "alarms.",
@@ -33,7 +33,12 @@ FREE_KEYS = (
     "optimizer.max_grad_norm",
     "optimizer.micro_batch_",
     "model.remat",
+    "rollout.num_slots",
+    "rollout.half_batches",
     "rollout.rows_at_once",
+    "rollout.page_pool_gib",
+    "pack.min_rows",
+    "log_prob_chunk",
     "compile_cache",
     "num_devices",
     "mesh.",

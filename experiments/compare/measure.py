@@ -71,18 +71,29 @@ def architecture(policy: pathlib.Path) -> Architecture:
     return Architecture(layers * layer, config["vocab_size"] * hidden, layers * heads * size)
 
 
-def step_flops(row: dict[str, Any], model: Architecture, prompt: float) -> float:
+def step_flops(row: dict[str, Any], model: Architecture, prompt: float, passes: int) -> float:
     """Operations of one training step.
 
     Sampling: one forward pass of every generated token (and of tokens encoded again) with the context it has on
-    average, prompt and half a response, and one of every prompt. Update: forward and backward, three forward passes, of
-    every processed token. Old log-probs come from the update's own forward pass (one update a step).
+    average, prompt and half a response, and one of every prompt. Update: `passes` forward passes of every processed
+    token, see `update_passes`.
     """
     context = prompt + row["response_length"] / 2
     again = row.get("recomputed_tokens") or 0
     sampling = model.forward(row["step_tokens"] + again, context)
     prefill = model.forward(row["drawn_groups"] * prompt, prompt / 2, with_head=False)
-    return sampling + prefill + 3 * model.forward(row["processed_tokens"], context / 2)
+    return sampling + prefill + passes * model.forward(row["processed_tokens"], context / 2)
+
+
+def update_passes(config: dict[str, Any]) -> int:
+    """What an update costs a token, in forward passes: forward and backward are three.
+
+    Old log-probs are a fourth where a step has several updates; with one they come from its own forward pass.
+    """
+    rounds = config["rounds"]
+    has_several = rounds["problems_per_update"] not in (0, rounds["problems_per_step"])
+    is_told = config["old_log_probs"] != "recompute" or config["optimizer"]["on_policy"]
+    return 4 if has_several and not is_told else 3
 
 
 def filter_flops(row: dict[str, Any], tokens: float, samples: int, model: Architecture, prompt: float) -> float:
@@ -119,6 +130,7 @@ def read_run(place: pathlib.Path) -> RunCurves:
     prompt, config = finished["prompt_length"], finished["config"]
     train = [row for row in rows if row["kind"] == "train"]
     seconds = {kind: iter(steady_seconds(train, kind)) for kind in ("seconds", "cpu_seconds")}
+    passes = update_passes(config)
     spent = dict.fromkeys(COSTS, 0.0)
     costs: dict[str, list[float]] = {name: [] for name in COSTS}
     rates = []
@@ -133,7 +145,7 @@ def read_run(place: pathlib.Path) -> RunCurves:
             spent["steps"] = row["step"]
             spent["generated_tokens"] = row["generated_tokens"]
             spent["processed_tokens"] += row["processed_tokens"]
-            spent["flops"] += step_flops(row, model, prompt)
+            spent["flops"] += step_flops(row, model, prompt, passes)
             spent["cpu_seconds"] += next(seconds["cpu_seconds"])
             spent["wall_seconds"] += next(seconds["seconds"])
         elif row["kind"] == "eval":

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments.compare.cells import FINISHED
-from experiments.compare.measure import architecture, read_run, step_flops
+from experiments.compare.measure import architecture, read_run, step_flops, update_passes
 
 MODEL = {"hidden_size": 4, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
          "intermediate_size": 8, "vocab_size": 10}  # fmt: skip
@@ -29,10 +29,15 @@ def eval_row(step, correct):
             "machine": {"cpu_seconds_evaluate": 1e6, "seconds_evaluate": 1e6, "compilations": 9}}  # fmt: skip
 
 
+def updates(problems_per_update, old_log_probs="recompute", *, on_policy=False):
+    rounds = {"problems_per_step": 16, "problems_per_update": problems_per_update}
+    return {"rounds": rounds, "old_log_probs": old_log_probs, "optimizer": {"on_policy": on_policy}}
+
+
 def write_run(place, rows):
     (place / "policy").mkdir(parents=True)
     (place / "policy/config.json").write_text(json.dumps(MODEL))
-    config = {"evaluation": {"num_samples": 4}, "filter": {"num_samples": 2}}
+    config = {"evaluation": {"num_samples": 4}, "filter": {"num_samples": 2}, **updates(0)}
     (place / FINISHED).write_text(json.dumps({"config": config, "prompt_length": 6.0}))
     (place / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
@@ -82,5 +87,11 @@ def test_operations_of_a_step_by_hand(tmp_path):
     assert model == (2 * LAYER, 40, 2 * 2 * 2)
     sampling = 100 * (2 * (2 * LAYER + 40) + 4 * 8 * (6 + 4))
     prompts = 3 * 6 * (2 * 2 * LAYER + 4 * 8 * 3)
-    update = 3 * 50 * (2 * (2 * LAYER + 40) + 4 * 8 * 5)
-    assert step_flops(train_row(1, 100), model, 6.0) == pytest.approx(sampling + prompts + update)
+    update = 50 * (2 * (2 * LAYER + 40) + 4 * 8 * 5)
+    for passes in (3, 4):
+        assert step_flops(train_row(1, 100), model, 6.0, passes) == pytest.approx(sampling + prompts + passes * update)
+
+
+def test_old_log_probs_are_a_pass_of_their_own_where_a_step_has_several_updates():
+    assert [update_passes(updates(problems)) for problems in (0, 16, 8)] == [3, 3, 4]
+    assert update_passes(updates(8, "sampler")) == update_passes(updates(8, on_policy=True)) == 3
