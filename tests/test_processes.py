@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from deepsearch_jax.runtime import processes
 from deepsearch_jax.runtime.checkpoints import CheckpointError, Checkpoints, CheckpointSettings
 from deepsearch_jax.runtime.lost_processes import tells_of_lost_process
 from deepsearch_jax.runtime.metrics import MACHINE_KEY, read_rows
@@ -280,6 +281,13 @@ def test_jax_makes_all_devices_visible_where_it_is_told_none(monkeypatch):
         monkeypatch.setenv(name, value)
     detect = ClusterEnv.auto_detect_unset_distributed_params
     assert [detect(None, None, None, given, None, 1)[-1] for given in (None, [])] == [[0], []]
+
+
+@pytest.mark.parametrize("size", [0, 3, 4, 9])
+def test_what_is_exchanged_goes_in_pieces(monkeypatch, size):
+    monkeypatch.setattr(processes, "_PIECE", 4)
+    payload = bytes(range(size))
+    assert processes.exchange(payload) == [payload]
 
 
 def test_pods_of_an_indexed_job_find_the_first_one():

@@ -293,6 +293,14 @@ def fingerprint(problems: Iterable[Problem]) -> str:
     return digest.hexdigest()
 
 
+def fingerprint_tokens(prompts: Iterable[Sequence[int]]) -> str:
+    """Hash of prompts as tokens; tells whether tokenizer and chat template are still those of a saved position."""
+    digest = hashlib.sha256()
+    for tokens in prompts:
+        digest.update(json.dumps(list(map(int, tokens))).encode() + b"\n")
+    return digest.hexdigest()
+
+
 def split_problems(problems: Sequence[Problem], num_validation: int, seed: int) -> tuple[list[Problem], list[Problem]]:
     """Holds out `num_validation` problems: (training, validation), both in the given order.
 

@@ -28,6 +28,7 @@ from deepsearch_jax.types import Outcome
 
 T = TypeVar("T")
 
+_PIECE = 1 << 28  # bytes exchanged at a time
 _PORT = 55527  # of the coordinator, where nobody chose one
 
 
@@ -98,11 +99,17 @@ def is_first() -> bool:
 def exchange(payload: bytes) -> list[bytes]:
     """What every process says, in the order of the processes; all of them must call it."""
     with jax.transfer_guard("allow"):  # jax's own helper moves arrays as it likes
-        sizes = np.ravel(multihost_utils.process_allgather(np.array([len(payload)], np.int32)))
-        padded = np.zeros(max(int(sizes.max()), 1), np.uint8)
-        padded[: len(payload)] = np.frombuffer(payload, np.uint8)
-        everything = np.asarray(multihost_utils.process_allgather(padded)).reshape(len(sizes), -1)
-    return [row[:size].tobytes() for row, size in zip(everything, sizes, strict=True)]
+        digits = multihost_utils.process_allgather(np.array(divmod(len(payload), _PIECE), np.int32))
+        sizes = [int(pieces) * _PIECE + int(rest) for pieces, rest in np.reshape(digits, (-1, 2))]
+        gathered: list[list[bytes]] = [[] for _ in sizes]
+        for start in range(0, max(sizes), _PIECE):  # a piece at a time: it passes through the devices' memory
+            padded = np.zeros(min(max(sizes) - start, _PIECE), np.uint8)
+            piece = payload[start : start + _PIECE]
+            padded[: len(piece)] = np.frombuffer(piece, np.uint8)
+            rows = np.asarray(multihost_utils.process_allgather(padded)).reshape(len(sizes), -1)
+            for parts, row, size in zip(gathered, rows, sizes, strict=True):
+                parts.append(row[: max(size - start, 0)].tobytes())
+    return [b"".join(parts) for parts in gathered]
 
 
 def rollout_share(rollout: RolloutSettings) -> RolloutSettings:

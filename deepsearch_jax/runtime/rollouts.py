@@ -72,7 +72,6 @@ class Sampler:
         self._check_stop, self._advance = check_stop, advance
         longest = max(len(task.prompt(problem)) for problem in (*task.train_problems, *task.eval_problems))
         self._longest_prompt = longest
-        self.check_fits(search.max_response_length)
         self._sharding = None if mesh is None else NamedSharding(mesh, device.ROWS)
         self._stop_table = self.put_everywhere(self._build_stop_table())
         self.generated_tokens = 0  # every token sampled so far, whatever for; the caller saves and restores it
@@ -145,6 +144,7 @@ class Sampler:
           entropy_weight: lambda2 of the trees where search.confidence is "adaptive"; None is the configured one.
           samples: direct rollouts of each problem that its tree starts from, the same number of all.
         """
+        self.check_fits(self.search_settings.max_response_length)
         statistics = SearchStatistics()
         groups: dict[int, Group] = {}
         prompts = [self.task.prompt(problem) for problem in problems]

@@ -16,7 +16,7 @@ from deepsearch_jax.data.tokenizers import HFTokenizer, Tokenizer, has_tokenizer
 from deepsearch_jax.policy import ModelConfig, init_params, load_config, load_pretrained, merge
 from deepsearch_jax.runtime.manifest import Damaged, check_files
 from deepsearch_jax.runtime.metrics import read_rows
-from deepsearch_jax.runtime.run import build_model, compute_dtype_of
+from deepsearch_jax.runtime.run import build_model, compute_dtype_of, draw_params
 from deepsearch_jax.runtime.settings import ModelSettings, RunSettings
 from deepsearch_jax.runtime.tasks import build_task
 from deepsearch_jax.runtime.text_tasks import QuestionTask
@@ -76,7 +76,10 @@ def load_saved(workdir: pathlib.Path, which: str = "", tell: Callable[[str], Non
             task.close()
     trained = _read_params(directory)
     if settings.lora.rank:
-        base = load_pretrained(settings.model.path, param_dtype=settings.model.param_dtype)[1]
+        if settings.model.path:
+            base = load_pretrained(settings.model.path, param_dtype=settings.model.param_dtype)[1]
+        else:
+            base = draw_params(model, settings.seed)
         trained = merge(base, trained, scale=settings.lora.scale, dtype=settings.model.param_dtype)
     _check_fits(model, trained, directory)
     source = settings.model.path if isinstance(tokenizer, HFTokenizer) else ""

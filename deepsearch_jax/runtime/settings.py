@@ -40,6 +40,12 @@ def _check_at_least(settings: object, bound: float, *names: str) -> None:
             raise ValueError(f"{name}={getattr(settings, name)} must be at least {bound}")
 
 
+def check_seed(seed: int) -> None:
+    """Raises: ValueError for a seed that JAX's keys would cut off: they take 32 bits."""
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed={seed} must be at least 0 and below 2**32")
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelSettings:
     """The policy to start from.
@@ -204,7 +210,8 @@ class RunSettings:
     def __post_init__(self) -> None:
         _check_choice("method", self.method, METHODS)
         _check_choice("old_log_probs", self.old_log_probs, OLD_LOG_PROBS)
-        _check_at_least(self, 0, "seed", "num_devices")
+        check_seed(self.seed)
+        _check_at_least(self, 0, "num_devices")
         _check_at_least(self, 1, "log_prob_chunk")
         if self.search.num_grafts:
             raise ValueError(
@@ -228,11 +235,12 @@ class RunSettings:
                 "its own alphabet from nothing; set task.name='math', leave model.path empty, or switch the warm start "
                 "off to go on from a policy of this task (task.arithmetic.warm_start_stages=())"
             )
-        if self.lora.rank and self.task.name == "arithmetic" and self.task.arithmetic.warm_start_stages:
+        if self.lora.rank and self.task.has_warm_start and not self.task.is_text:
+            off = {"arithmetic": "warm_start_stages=()", "countdown": "warm_start_steps=0"}[self.task.name]
             raise ValueError(
                 f"lora.rank={self.lora.rank} trains adapters of a frozen model, but the warm start of "
-                "task.name='arithmetic' trains that model from nothing; set lora.rank=0, or "
-                "task.arithmetic.warm_start_stages=() to adapt a model that has learnt nothing"
+                f"task.name={self.task.name!r} trains that model from nothing; set lora.rank=0, or "
+                f"task.{self.task.name}.{off} to adapt a model that has learnt nothing"
             )
         if self.lora.rank and self.task.is_text and not self.model.path:
             raise ValueError(
@@ -253,6 +261,14 @@ class RunSettings:
             raise ValueError(
                 f"method='dapo' draws until its groups are mixed, but rounds.dynamic_sampling_batches="
                 f"{self.rounds.dynamic_sampling_batches}; set at least 2, or method='grpo'"
+            )
+        if self.advantage.normalisation == "row_mean_std" and (
+            self.advantage.level == "outcome" or self.rounds.search_when != "always"
+        ):
+            raise ValueError(
+                f"advantage.normalisation='row_mean_std' compares the steps of a response, and with advantage.level="
+                f"{self.advantage.level!r} and rounds.search_when={self.rounds.search_when!r} some have one score "
+                "alone, which would teach nothing; set 'mean', or level='node' and search_when='always'"
             )
         if self.method != "deepsearch" and self.advantage.level != "outcome":
             raise ValueError(

@@ -1,6 +1,7 @@
 """What a run is at a step boundary: arrays and counters. Saved together, restored together, nothing else matters."""
 
 import dataclasses
+import pathlib
 from typing import Any
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 from flax import struct
 
 from deepsearch_jax.cache import SolutionCache
+from deepsearch_jax.runtime.settings import RunSettings
 from deepsearch_jax.training import TrainState
 
 
@@ -55,6 +57,7 @@ class Position:
       iterator: state of the problem iterator of the current round; empty before its first batch.
       fingerprint: of the training problems.
       held_out_fingerprint: of the held-out problems; "" in checkpoints of versions that did not look at them.
+      prompts: of the prompts of both as tokens; "" in checkpoints of versions that did not look at them.
       base: of the frozen weights where adapters are trained; "" otherwise.
       evidence: fields of a confidence.Evidence, what searches know of confidence; empty before the first step.
     """
@@ -75,8 +78,37 @@ class Position:
     iterator: dict[str, Any] = dataclasses.field(default_factory=dict)
     fingerprint: str = ""
     held_out_fingerprint: str = ""
+    prompts: str = ""
     base: str = ""
     evidence: dict[str, float] = dataclasses.field(default_factory=dict)
+
+
+def refuse_other_data(saved: Position, now: Position, settings: RunSettings, workdir: pathlib.Path) -> None:
+    """Compares what a saved run was made with to what there is now.
+
+    Raises:
+      ValueError: other problems, prompts or frozen weights; the message says which.
+    """
+    if saved.fingerprint != now.fingerprint:
+        raise ValueError(
+            f"the training problems are not those that the run in {workdir} was started with; "
+            "restore the problem files or start in a new workdir"
+        )
+    if saved.held_out_fingerprint not in ("", now.held_out_fingerprint):
+        raise ValueError(
+            f"the held-out problems are not those that the run in {workdir} was started with, so its "
+            "evaluations could not be compared; restore the problem files or start in a new workdir"
+        )
+    if saved.prompts not in ("", now.prompts):
+        raise ValueError(
+            f"the problems are those that the run in {workdir} was started with, but their prompts are other tokens; "
+            f"restore the tokenizer and the chat template of {settings.model.path!r} or start in a new workdir"
+        )
+    if saved.base != now.base:
+        raise ValueError(
+            f"the model at {settings.model.path!r} is not the one that the adapters of the run in {workdir} "
+            "belong to; restore its weights or start in a new workdir"
+        )
 
 
 def as_saved(arrays: RunArrays) -> RunArrays:

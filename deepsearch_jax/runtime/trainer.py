@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from deepsearch_jax.cache import SolutionCache, init_cache, is_hard, remove, shard_cache
 from deepsearch_jax.data.iterator import ProblemIterator
-from deepsearch_jax.data.problems import Problem, fingerprint
+from deepsearch_jax.data.problems import Problem, fingerprint, fingerprint_tokens
 from deepsearch_jax.policy import ModelConfig
 from deepsearch_jax.runtime.alarms import AlarmStop, check_alarms
 from deepsearch_jax.runtime.checkpoints import CheckpointError, Checkpoints, shapes_of
@@ -41,7 +41,7 @@ from deepsearch_jax.runtime.rollout_metrics import rollout_metrics
 from deepsearch_jax.runtime.rollout_step import StepRollouts, sample_step
 from deepsearch_jax.runtime.rollouts import Group, Purpose, Sampler
 from deepsearch_jax.runtime.settings import RunSettings
-from deepsearch_jax.runtime.state import Position, RunArrays, as_saved, placed
+from deepsearch_jax.runtime.state import Position, RunArrays, as_saved, placed, refuse_other_data
 from deepsearch_jax.runtime.tasks import Task
 from deepsearch_jax.runtime.workdir import refuse_other_config
 from deepsearch_jax.training import committed
@@ -67,6 +67,11 @@ class Trainer:
           ValueError: settings, problems or frozen weights are not those of the run being resumed, or sizes do not fit.
         """
         self.settings, self.task, self.workdir, self.reporter, self._stop = settings, task, workdir, reporter, stop
+        if not task.eval_problems:
+            raise ValueError(
+                f"task.name={settings.task.name!r} has no held-out problems, on which a run is judged; give files of "
+                "them (task.math.evaluation.paths) or hold some out (task.math.num_heldout)"
+            )
         self.problems: list[Problem] = list(task.train_problems)
         self._keys = np.array([problem.key for problem in self.problems], np.int32)
         self._run_key = jax.random.key(settings.seed)
@@ -81,12 +86,13 @@ class Trainer:
             # Processes look for stops together, and only where all of them come by.
             mesh=rollout_mesh, check_stop=stop.check if is_alone else lambda: None, advance=reporter.advance,
         )  # fmt: skip
-        self._sampler.check_fits(settings.evaluation.max_length or settings.search.max_response_length)
+        self._sampler.check_fits(max(settings.search.max_response_length, settings.evaluation.max_length))
         self.arrays = self._initial_arrays(params, rollout_mesh)
         if self._learner.mesh is None:
             self.arrays = committed(self.arrays)
         self.position = Position(
             fingerprint=fingerprint(self.problems), held_out_fingerprint=fingerprint(task.eval_problems),
+            prompts=fingerprint_tokens(map(task.prompt, (*self.problems, *task.eval_problems))),
             base=self._learner.base_fingerprint,
         )  # fmt: skip
         if self._checkpoints.latest is not None:
@@ -120,21 +126,7 @@ class Trainer:
         wanted = json.loads(json.dumps(dataclasses.asdict(settings)))
         refuse_other_config(record["config"], wanted, f"checkpoint {self._checkpoints.latest} in {workdir}")
         self.position = Position(**record["position"])
-        if self.position.fingerprint != now.fingerprint:
-            raise ValueError(
-                f"the training problems are not those that the run in {workdir} was started with; "
-                "restore the problem files or start in a new workdir"
-            )
-        if self.position.held_out_fingerprint not in ("", now.held_out_fingerprint):
-            raise ValueError(
-                f"the held-out problems are not those that the run in {workdir} was started with, so its "
-                "evaluations could not be compared; restore the problem files or start in a new workdir"
-            )
-        if self.position.base != now.base:
-            raise ValueError(
-                f"the model at {settings.model.path!r} is not the one that the adapters of the run in {workdir} "
-                "belong to; restore its weights or start in a new workdir"
-            )
+        refuse_other_data(self.position, now, settings, workdir)
         self.arrays = self._restore_in_place_of(self.arrays, params if not settings.lora.rank else None)
         self.reporter.line(f"resumed at step {self.position.step} (checkpoint {self._checkpoints.latest})")
 

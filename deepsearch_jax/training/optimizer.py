@@ -81,6 +81,6 @@ def make_optimizer(settings: UpdateSettings) -> optax.GradientTransformation:
             optax.add_decayed_weights(settings.weight_decay),
             optax.scale_by_learning_rate(rate),
         )
-    if settings.max_grad_norm == 0:
-        return adamw
-    return optax.chain(optax.clip_by_global_norm(settings.max_grad_norm), adamw)
+    # Without clipping the state keeps its form: a run may go on with another norm, and a warm start has its own.
+    clip = optax.clip_by_global_norm(settings.max_grad_norm) if settings.max_grad_norm else optax.identity()
+    return optax.chain(clip, adamw)

@@ -182,8 +182,17 @@ def test_slots_that_do_not_divide_the_devices_are_refused(policy):
 def test_responses_beyond_the_models_positions_are_refused(policy):
     model, params = policy
     short = dataclasses.replace(model, max_position_embeddings=10)
+    sampler = make_sampler((short, params))
     with pytest.raises(ValueError, match="max_position_embeddings=10"):
-        make_sampler((short, params))
+        sampler.search(params, sampler.task.train_problems[:2], (0, 1))
+
+
+def test_direct_samples_are_not_refused_for_what_a_search_would_need(policy):
+    model, params = policy
+    short = dataclasses.replace(model, max_position_embeddings=10)
+    sampler = make_sampler((short, params))
+    (group,) = sampler.direct(params, sampler.task.train_problems[:1], 2, Purpose.DIRECT, (0, 1), max_length=4)
+    assert max(len(response.tokens) for response in group.responses) <= 4
 
 
 def test_a_stop_request_ends_a_search(policy):

@@ -282,27 +282,6 @@ def test_the_config_in_the_checkpoint_is_compared(whole):
     assert "num_devices" not in str(error.value)  # it may change
 
 
-def test_a_run_goes_on_with_other_slots_and_rows(whole, tmp_path):
-    """What has to divide by the devices may change with them; the samples stay, sums round otherwise."""
-    other = dataclasses.replace(
-        SETTINGS,
-        rollout=dataclasses.replace(SETTINGS.rollout, num_slots=5, half_batches="no", page_pool_gib=0.001),
-        pack=dataclasses.replace(SETTINGS.pack, min_rows=24),
-        log_prob_chunk=7,
-    )
-    with pytest.raises(Interrupted):
-        finish(make_trainer(tmp_path, stop=StopAt(16)))
-    resumed = make_trainer(tmp_path, other)
-    assert 0 < resumed.position.step < 4
-    finish(resumed)
-    expected, found = rows(whole[0]), rows(tmp_path)
-    train = [index for index, row in enumerate(expected) if row["kind"] == "train"]
-    assert [row["kind"] for row in found] == [row["kind"] for row in expected]
-    assert found[train[-1]]["generated_tokens"] == expected[train[-1]]["generated_tokens"]
-    assert found[train[-1]]["grad_norm"] == pytest.approx(expected[train[-1]]["grad_norm"], rel=1e-4)
-    assert found[-1]["num_correct"] == expected[-1]["num_correct"]
-
-
 @pytest.mark.parametrize("method", ["grpo", "dapo"])
 def test_baselines_sample_directly_with_outcome_advantages(tmp_path, method):
     settings = dataclasses.replace(
