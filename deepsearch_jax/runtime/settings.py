@@ -224,10 +224,11 @@ class RunSettings:
                 f"{self.search.num_trajectories} to the search; lower the one or raise the other"
             )
         check_siblings(self.search, self.rollout)
-        if self.filter.min_direct > self.rounds.group_size:
+        if self.filter.min_direct > self.rounds.group_size - self.uses_cache:
+            beside = " beside a cached path" if self.uses_cache else ""
             raise ValueError(
                 f"filter.min_direct={self.filter.min_direct} direct rollouts do not fit into a group of "
-                f"rounds.group_size={self.rounds.group_size}"
+                f"rounds.group_size={self.rounds.group_size}{beside}; lower the one or raise the other"
             )
         if self.model.path and self.task.has_warm_start and not self.task.is_text:
             raise ValueError(

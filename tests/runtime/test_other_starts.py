@@ -4,12 +4,13 @@ import dataclasses
 
 import pytest
 
+from deepsearch_jax.cache import FilterSettings
 from deepsearch_jax.objective import AdvantageSettings
 from deepsearch_jax.policy import LoraSettings
 from deepsearch_jax.runtime import RunSettings, load_saved
 from deepsearch_jax.runtime.interrupt import Interrupted
 from deepsearch_jax.runtime.run import run
-from deepsearch_jax.runtime.settings import RoundSettings
+from deepsearch_jax.runtime.settings import CacheSettings, RoundSettings
 from deepsearch_jax.runtime.tasks import TaskSettings
 from tests.runtime.parity import ParityTask
 from tests.runtime.test_lora import lora_settings
@@ -100,6 +101,14 @@ def test_advantages_within_a_row_are_refused_where_a_row_has_one_score(changes):
     with pytest.raises(ValueError, match=r"row_mean_std.*would teach nothing"):
         RunSettings(**changes)
     RunSettings(advantage=AdvantageSettings(normalisation="row_mean_std"))
+
+
+def test_a_group_has_room_for_what_is_cached():
+    """Without it a cached problem would be searched again, whatever is known of it."""
+    full = {"filter": FilterSettings(min_direct=8), "rounds": RoundSettings(group_size=8)}
+    with pytest.raises(ValueError, match=r"min_direct=8 .*group_size=8 beside a cached path"):
+        RunSettings(**full)
+    RunSettings(**full, cache=CacheSettings(capacity=0))
 
 
 def test_adapters_beside_the_warm_start_of_countdown_are_refused():
