@@ -8,24 +8,25 @@ import json
 import os
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from deepsearch_jax.data.benchmarks import benchmark_paths, label
-from deepsearch_jax.data.problems import Problem, ProblemSettings
+from deepsearch_jax.data.problems import Problem, ProblemSettings, load_problem_set
 from deepsearch_jax.data.prompts import PromptSettings
+from deepsearch_jax.policy import ModelConfig, weights_fingerprint
 from deepsearch_jax.runtime.benchmark_report import print_results, summarise, write_results
 from deepsearch_jax.runtime.compile_cache import enable_compile_cache
 from deepsearch_jax.runtime.interrupt import Interrupted, StopRequest
 from deepsearch_jax.runtime.learning import decoding_params
 from deepsearch_jax.runtime.meshes import build_mesh
-from deepsearch_jax.runtime.metrics import read_rows
 from deepsearch_jax.runtime.progress import RemainingTime, Reporter
 from deepsearch_jax.runtime.rollout_settings import RolloutSettings, check_siblings
 from deepsearch_jax.runtime.rollouts import Purpose, Sampler, chunks
 from deepsearch_jax.runtime.run import build_policy
+from deepsearch_jax.runtime.sample_files import origin, read_samples
 from deepsearch_jax.runtime.settings import ModelSettings
 from deepsearch_jax.runtime.tasks import CORRECT_FROM, MathSettings, MathTask, Task, Verdict
 from deepsearch_jax.runtime.workdir import Workdir
@@ -36,7 +37,8 @@ from deepsearch_jax.verify import VerifySettings, final_answer
 METHODS = ("direct", "search")
 # Fillings of the slots between two writes: a kill loses no more. Trees flow through the slots until the last has ended.
 _FILLINGS = {"direct": 1, "search": 4}
-# Another list of sets is welcome in the same workdir: those that are there are not sampled again.
+# Another list of sets is welcome in the same workdir: those that are there are not sampled again. Rows of samples say
+# which problem and weights they belong to, so that files may move.
 _FREE_KEYS = (
     "benchmarks",
     "data",
@@ -106,6 +108,14 @@ class BenchmarkSettings:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 0")
 
 
+class _Policy(NamedTuple):
+    """What is evaluated: its parameters as the decode engine likes them, and the name of the weights they come from."""
+
+    model: ModelConfig
+    params: Any
+    weights: str
+
+
 class _Unlabelled:
     """A task whose verdicts only say whether there is an answer."""
 
@@ -131,7 +141,7 @@ def evaluate_benchmarks(
 
     Returns: what results.json holds; None if a stop was asked for (everything so far is kept).
     Raises:
-      ValueError: a setting, file or workdir that cannot be used.
+      ValueError: a setting, file or workdir that cannot be used; samples of other problems or weights are there.
     """
     if not settings.model.path:
         raise ValueError(
@@ -143,12 +153,14 @@ def evaluate_benchmarks(
     try:
         place.check_config(config, _FREE_KEYS)
         enable_compile_cache(settings.compile_cache)
-        paths = {name: benchmark_paths(name, settings.data) for name in settings.benchmarks}
+        files = {
+            name: ProblemSettings(benchmark_paths(name, settings.data), limit=settings.num_problems)
+            for name in settings.benchmarks
+        }
         (place.path / "samples").mkdir(exist_ok=True)
         sets: dict[str, list[dict[str, Any]]] = {}
-        policy: tuple[Any, Any] | None = None
-        for name, files in paths.items():
-            problems = ProblemSettings(files, limit=settings.num_problems)
+        policy: _Policy | None = None
+        for name, problems in files.items():
             task = MathTask(
                 MathSettings(train=problems, num_heldout=0, prompt=settings.prompt, verify=settings.verify),
                 settings.model.path, settings.seed,
@@ -156,6 +168,8 @@ def evaluate_benchmarks(
             try:
                 if policy is None:
                     policy = _load(settings, task)
+                    for other, of_other in files.items():  # all of them, before hours go into the first
+                        read_samples(_file_of(place.path, other), load_problem_set(of_other), policy.weights)
                     place.record_config(config)
                 sets[label(name)] = _evaluate(settings, name, task, policy, place.path, reporter, stop)
             finally:
@@ -175,33 +189,37 @@ def evaluate_benchmarks(
         place.close()
 
 
-def _load(settings: BenchmarkSettings, task: Task) -> tuple[Any, Any]:
-    """Architecture, and parameters as the decode engine likes them."""
+def _file_of(workdir: pathlib.Path, name: str) -> pathlib.Path:
+    """Where the samples of a set are kept."""
+    return workdir / "samples" / f"{label(name)}.jsonl"
+
+
+def _load(settings: BenchmarkSettings, task: Task) -> _Policy:
     model, params = build_policy(settings.model, task, settings.search, settings.seed)
+    weights = weights_fingerprint(params)
     devices = settings.num_devices or jax.device_count()
     per_slot = settings.num_samples
     if settings.method == "search":
         per_slot = settings.search.picks_per_step * settings.search.children_per_expansion
     rows = max(settings.rollout.num_slots * per_slot // devices, 1)
-    return model, decoding_params(params, settings.rollout, model, rows)
+    return _Policy(model, decoding_params(params, settings.rollout, model, rows), weights)
 
 
 def _evaluate(
-    settings: BenchmarkSettings, name: str, task: MathTask, policy: tuple[Any, Any], workdir: pathlib.Path,
+    settings: BenchmarkSettings, name: str, task: MathTask, policy: _Policy, workdir: pathlib.Path,
     reporter: Reporter, stop: StopRequest,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Rows of one set, those of an earlier start included; each batch is on disk when the next begins."""
-    path = workdir / "samples" / f"{label(name)}.jsonl"
-    rows = read_rows(path)
+    path = _file_of(workdir, name)
+    rows = read_samples(path, task.train_problems, policy.weights)
     done = {row["id"] for row in rows if row["kind"] == "problem"}
     left = [problem for problem in task.train_problems if problem.id not in done]
     reporter.line(f"{name}: {len(task.train_problems)} problems, {len(done)} of them done")
     if not left:
         return rows
-    model, params = policy
     hidden = settings.method == "search" and not settings.search_labels
     sampler = Sampler(
-        _Unlabelled(task) if hidden else task, model, settings.search, settings.rollout,
+        _Unlabelled(task) if hidden else task, policy.model, settings.search, settings.rollout,
         run_key=jax.random.key(settings.seed), mesh=build_mesh(settings.num_devices), check_stop=stop.check,
         advance=reporter.advance,
     )  # fmt: skip
@@ -217,11 +235,12 @@ def _evaluate(
             with reporter.phase(name, len(some)):
                 if settings.method == "direct":
                     groups = sampler.direct(
-                        params, some, settings.num_samples, Purpose.EVALUATION, (0, 0), max_length=settings.max_length
-                    )
+                        policy.params, some, settings.num_samples, Purpose.EVALUATION, (0, 0),
+                        max_length=settings.max_length,
+                    )  # fmt: skip
                 else:
-                    groups = sampler.search(params, some, (0, 0))[0]
-            new = [_row(group, task, settings, hidden) for group in groups]
+                    groups = sampler.search(policy.params, some, (0, 0))[0]
+            new = [_row(group, task, settings, hidden) | origin(group.problem, policy.weights) for group in groups]
             after = _counts(task)
             used = {key: after[key] - before[key] for key in after}
             new.append({"kind": "batch", "generated_tokens": sampler.generated_tokens - tokens, **used})

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from deepsearch_jax.data.benchmarks import BENCHMARKS, benchmark_paths, label
 from deepsearch_jax.data.problems import load_problems
-from deepsearch_jax.policy import ModelConfig, init_params, save_pretrained
+from deepsearch_jax.policy import ModelConfig, init_params, load_pretrained, save_pretrained
 from deepsearch_jax.runtime import BenchmarkSettings, evaluate_benchmarks
 from deepsearch_jax.runtime.benchmark_report import PAPER, print_results, summarise, write_results
 from deepsearch_jax.runtime.metrics import read_rows
@@ -95,6 +95,71 @@ def test_another_temperature_needs_another_workdir(policy_directory, problem_fil
     changed = dataclasses.replace(settings, rollout=dataclasses.replace(settings.rollout, temperature=0.5))
     with pytest.raises(ValueError, match=r"rollout\.temperature: 1.0 -> 0.5"):
         evaluate(changed, tmp_path / "run")
+
+
+def sums(path, numbers, **changes):
+    """A problem file of sums without ids, as many files are: ids then are FILE-ROW."""
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("".join(json.dumps({"question": f"{i}+1", "answer": str(i + 1)} | changes) + "\n" for i in numbers))
+    return path
+
+
+def test_samples_of_another_file_of_the_same_name_are_not_taken_for_ones_own(policy_directory, tmp_path):
+    one, other = sums(tmp_path / "a/test.jsonl", range(3)), sums(tmp_path / "b/test.jsonl", range(100, 103))
+    evaluate(settings_for(policy_directory, [one]), tmp_path / "run")
+    with pytest.raises(ValueError, match=r"test\.jsonl .*other problems.*'test-0' \(the first of 3\).*another workdir"):
+        evaluate(settings_for(policy_directory, [other]), tmp_path / "run")
+    assert "3 of them done" in evaluate(settings_for(policy_directory, [one]), tmp_path / "run")[1]
+    (tmp_path / "run/samples/test.jsonl").unlink()  # the way out
+    found, _ = evaluate(settings_for(policy_directory, [other]), tmp_path / "run")
+    fresh, _ = evaluate(settings_for(policy_directory, [other]), tmp_path / "new")
+    assert found == fresh
+
+
+def test_samples_are_refused_before_the_first_set_is_sampled(policy_directory, problem_file, tmp_path):
+    path = sums(tmp_path / "a/test.jsonl", range(2))
+    evaluate(settings_for(policy_directory, [path]), tmp_path / "run")
+    sums(path, range(2), answer="7")
+    with pytest.raises(ValueError, match="question or answer of 'test-0'"):
+        evaluate(settings_for(policy_directory, [problem_file, path]), tmp_path / "run")
+    assert not (tmp_path / "run/samples/sums.jsonl").exists()
+
+
+def test_samples_of_other_weights_are_refused(policy_directory, problem_file, tmp_path):
+    settings = settings_for(policy_directory, [problem_file], num_problems=2)
+    evaluate(settings, tmp_path / "run")
+    model, params = load_pretrained(policy_directory)
+    params["final_norm"]["scale"] = params["final_norm"]["scale"].at[3].mul(1.5)
+    save_pretrained(policy_directory, model, params)
+    with pytest.raises(ValueError, match=r"sums\.jsonl holds samples of other weights .* another workdir, or remove"):
+        evaluate(settings, tmp_path / "run")
+
+
+def test_samples_of_earlier_versions_are_refused(policy_directory, problem_file, tmp_path):
+    settings = settings_for(policy_directory, [problem_file], num_problems=2)
+    evaluate(settings, tmp_path / "run")
+    path = tmp_path / "run/samples/sums.jsonl"
+    rows = [{k: v for k, v in row.items() if k not in ("problem", "weights")} for row in read_rows(path)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ValueError, match="a version that did not note which problems and weights"):
+        evaluate(settings, tmp_path / "run")
+
+
+def test_a_set_may_grow_and_shrink(policy_directory, tmp_path):
+    path = sums(tmp_path / "a/test.jsonl", range(2))
+    evaluate(settings_for(policy_directory, [path]), tmp_path / "run")
+    sums(path, range(5))
+    grown, told = evaluate(settings_for(policy_directory, [path]), tmp_path / "run")
+    assert "5 problems, 2 of them done" in told
+    rows = read_rows(tmp_path / "run/samples/test.jsonl")
+    assert [row["id"] for row in rows if row["kind"] == "problem"] == [f"test-{i}" for i in range(5)]
+    sums(path, range(1))
+    shrunk, told = evaluate(settings_for(policy_directory, [path]), tmp_path / "run")
+    assert "1 problems, 1 of them done" in told
+    assert (grown["test"]["problems"], shrunk["test"]["problems"]) == (5, 1)
+    first = next(row for row in rows if row["kind"] == "problem")
+    assert shrunk["test"]["length"] == pytest.approx(np.mean(first["lengths"]))
+    assert shrunk["test"]["generated_tokens"] == sum(first["lengths"])  # one problem a batch
 
 
 @pytest.mark.parametrize("labels", [False, True])
