@@ -1,5 +1,6 @@
 """From the finished runs of a suite to figures: which grid point, what cost, what accuracy, with which intervals."""
 
+import dataclasses
 import math
 import pathlib
 from collections.abc import Mapping
@@ -93,10 +94,9 @@ def _setting(
     runs = {
         method: {cell.seed: read_run(cell.directory(workdir)) for cell in cells} for method, cells in methods.items()
     }
-    tests = {
-        method: {seed: test for seed in suite.seeds if (test := testing.read_test(workdir, name, method, seed))}
-        for method in (testing.START, *methods)
-    }
+    first = {method: cells[0] for method, cells in methods.items()}
+    tests = {method: _read_tests(cell, workdir, before=False) for method, cell in first.items()}
+    tests = {testing.START: _read_tests(next(iter(first.values())), workdir, before=True), **tests}
     found: dict[str, Any] = {"methods": {}, "summary": next(iter(methods.values()))[0].setting.summary}
     for method, cells in methods.items():
         curves = [runs[method][cell.seed] for cell in cells]
@@ -121,6 +121,13 @@ def _setting(
     found["ratios"] = _ratios(suite, runs, tests, draws)
     found["claims"] = judge_training(suite.claims, name, runs, tests, draws=draws)
     return found
+
+
+def _read_tests(cell: Cell, workdir: pathlib.Path, *, before: bool) -> dict[int, dict[str, Any]]:
+    """By seed: what was sampled of the test problems for a cell and for its like with other seeds."""
+    cells = [dataclasses.replace(cell, seed=seed) for seed in cell.suite.seeds]
+    found = {other.seed: testing.read_test(other, workdir, before=before) for other in cells}
+    return {seed: test for seed, test in found.items() if test}
 
 
 def _trainer_means(curves: list[RunCurves]) -> dict[str, Any]:
@@ -176,7 +183,8 @@ def collect_starts(suite: Suite, workdir: pathlib.Path, *, draws: int) -> dict[s
     """Accuracy of each setting's policy before RL."""
     found = {}
     for name in suite.settings:
-        tests = {s: test for s in suite.seeds if (test := testing.read_test(workdir, name, testing.START, s))}
+        cell = Cell(suite, suite.setting(name), suite.methods[0], (), suite.seeds[0])
+        tests = _read_tests(cell, workdir, before=True)
         if tests:
             measured = _tests({testing.START: tests}, draws)[testing.START]
             found[name] = {"summary": suite.setting(name).summary, "seeds": len(tests), **measured}

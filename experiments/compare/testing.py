@@ -26,6 +26,8 @@ def test_file(workdir: pathlib.Path, setting: str, method: str, seed: int) -> pa
 def sample_test_set(cell: Cell, workdir: pathlib.Path, say: Callable[[str], None], *, before: bool) -> None:
     """Samples the test problems for a cell's trained policy, or (`before`) for the policy it started from; only once.
 
+    Anew where what is there is of another grid point, or of another number of problems or samples.
+
     Written is how many of the samples were right, for each problem and temperature. The start gets twice as many at
     temperature 1: its first half chooses the hard problems, its second half measures them, or the choice itself would
     make them look harder than they are.
@@ -33,9 +35,11 @@ def sample_test_set(cell: Cell, workdir: pathlib.Path, say: Callable[[str], None
     Raises:
       ValueError: the setting has no held-out problems behind its validation set.
     """
-    path = test_file(workdir, cell.setting.name, START if before else cell.method.name, cell.seed)
-    if path.exists():
+    if read_test(cell, workdir, before=before):
         return
+    path = _path(cell, workdir, before)
+    if path.exists():
+        say(f"{path} is of another grid point, or of other numbers of problems or samples; it is written anew")
     start = make_start(workdir, cell.setting, cell.seed, say)
     settings = settings_of(cell.config(start if before else cell.directory(workdir) / "policy"))
     task = build_task(settings.task, settings.model.path or str(start), settings.seed)
@@ -49,7 +53,8 @@ def sample_test_set(cell: Cell, workdir: pathlib.Path, say: Callable[[str], None
         say(f"test of {cell.setting.name}/{path.parent.name}/seed-{cell.seed}: {len(problems)} problems")
         sampler, params = frozen_sampler(settings, task)
         result: dict[str, Any] = {
-            "sources": [problem.source for problem in problems], "point": cell.point_name, "counts": {},
+            "sources": [problem.source for problem in problems], "point": cell.point_name,
+            "num_test": cell.setting.num_test, "counts": {},
         }  # fmt: skip
         for number, temperature in enumerate(TEMPERATURES):
             samples = cell.suite.test_samples if temperature else 1
@@ -68,15 +73,41 @@ def sample_test_set(cell: Cell, workdir: pathlib.Path, say: Callable[[str], None
     drop_programs()
 
 
+def _path(cell: Cell, workdir: pathlib.Path, before: bool) -> pathlib.Path:
+    return test_file(workdir, cell.setting.name, START if before else cell.method.name, cell.seed)
+
+
+def read_test(cell: Cell, workdir: pathlib.Path, *, before: bool) -> dict[str, Any] | None:
+    """What `sample_test_set` wrote for this cell; None if there is nothing, or only what it would write anew."""
+    path = _path(cell, workdir, before)
+    if not path.exists():
+        return None
+    saved = json.loads(path.read_text())
+    is_of_cell = before or saved["point"] == cell.point_name  # a start has no grid point: its file has any of them
+    return saved if is_of_cell and _has_samples(saved, cell, before) and _has_problems(saved, cell) else None
+
+
+def _has_samples(saved: dict[str, Any], cell: Cell, before: bool) -> bool:
+    names = [f"{temperature:g}" for temperature in TEMPERATURES] + ["selection"] * before
+    wanted = {name: 1 if name == "0" else cell.suite.test_samples for name in names}
+    return {name: counts["samples"] for name, counts in saved["counts"].items()} == wanted
+
+
+def _has_problems(saved: dict[str, Any], cell: Cell) -> bool:
+    """Whether the test set is of the size that the setting asks for."""
+    found, wanted, config = len(saved["sources"]), cell.setting.num_test, cell.config(None)
+    generated = {"arithmetic": config.task.arithmetic, "countdown": config.task.countdown}.get(config.task.name)
+    if generated is not None:
+        left = generated.num_heldout_problems - config.evaluation.num_problems
+        return found == min(wanted or left, left)
+    # Files may hold fewer than are asked for. What was asked for is not in the files of earlier versions.
+    return saved.get("num_test", found if wanted else 0) == wanted
+
+
 def rates(result: dict[str, Any], name: str = "1") -> np.ndarray:
     """[P] share of right samples at a temperature."""
     counts = result["counts"][name]
     return np.asarray(counts["correct"], float) / counts["samples"]
-
-
-def read_test(workdir: pathlib.Path, setting: str, method: str, seed: int) -> dict[str, Any] | None:
-    path = test_file(workdir, setting, method, seed)
-    return json.loads(path.read_text()) if path.exists() else None
 
 
 def hard_problems(start: dict[str, Any]) -> np.ndarray:

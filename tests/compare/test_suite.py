@@ -131,7 +131,7 @@ def two_points(tmp_path, monkeypatch):
     grid = {"optimizer.learning_rate": (1e-3, 3e-3)}
     methods = (Method("deepsearch"), Method("grpo", grid=grid, is_baseline=True))
     suite = dataclasses.replace(TINY, methods=methods, levels=(0.5,), overrides={"evaluation.num_samples": 4})
-    monkeypatch.setattr(testing, "read_test", lambda *a: pytest.fail("a choice must not look at test problems"))
+    monkeypatch.setattr(testing, "read_test", lambda *a, **k: pytest.fail("a choice must not look at test problems"))
     return suite, grid_cells(suite)
 
 
@@ -175,7 +175,7 @@ def test_a_finished_run_of_other_settings_is_not_taken_for_this_one(tmp_path, mo
 
 def test_report_of_unfinished_runs_says_what_is_missing(tmp_path, monkeypatch):
     suite, cells = two_points(tmp_path, monkeypatch)
-    monkeypatch.setattr(testing, "read_test", lambda *a: None)
+    monkeypatch.setattr(testing, "read_test", lambda *a, **k: None)
     suite = dataclasses.replace(suite, seeds=(0, 1))
     for cell in cells:
         finish(cell, tmp_path, [0.5])
