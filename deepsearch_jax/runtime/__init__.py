@@ -15,7 +15,7 @@ from deepsearch_jax.runtime.printable import printable
 from deepsearch_jax.runtime.processes import connect
 from deepsearch_jax.runtime.replay import replay_batch
 from deepsearch_jax.runtime.run import build_policy, run
-from deepsearch_jax.runtime.saved import SavedPolicy, load_directory, load_saved
+from deepsearch_jax.runtime.saved import SavedPolicy, fingerprint_of, load_directory, load_saved
 from deepsearch_jax.runtime.settings import DTYPES, RunSettings
 from deepsearch_jax.runtime.tasks import Task, Verdict, build_task
 from deepsearch_jax.runtime.text_tasks import Example, TextTask
@@ -52,6 +52,7 @@ __all__ = [
     "connect",
     "evaluate_benchmarks",
     "export_policy",
+    "fingerprint_of",
     "load_directory",
     "load_saved",
     "printable",

@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 
 from deepsearch_jax.config import from_config
 from deepsearch_jax.data.tokenizers import HFTokenizer, Tokenizer, has_tokenizer
-from deepsearch_jax.policy import ModelConfig, init_params, load_config, load_pretrained, merge
+from deepsearch_jax.policy import ModelConfig, init_params, load_config, load_pretrained, merge, weights_fingerprint
 from deepsearch_jax.runtime.manifest import Damaged, check_files
 from deepsearch_jax.runtime.metrics import read_rows
 from deepsearch_jax.runtime.run import build_model, compute_dtype_of, draw_params
@@ -92,6 +92,11 @@ def load_directory(directory: pathlib.Path) -> SavedPolicy:
     compute_dtype = compute_dtype_of(ModelSettings())
     model, params = load_pretrained(directory, param_dtype=compute_dtype, compute_dtype=compute_dtype)
     return SavedPolicy(model, params, HFTokenizer(directory), str(directory))
+
+
+def fingerprint_of(directory: str | pathlib.Path) -> str:
+    """A short name of the weights in a Hugging Face directory. Raises: ValueError as `load_pretrained`."""
+    return weights_fingerprint(load_pretrained(directory, param_dtype="bfloat16")[1])
 
 
 def _settings(workdir: pathlib.Path) -> RunSettings:

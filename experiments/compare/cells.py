@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import functools
 import json
 import os
 import pathlib
@@ -17,7 +18,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from deepsearch_jax.config import differing_keys
-from deepsearch_jax.runtime import build_task, printable, run
+from deepsearch_jax.runtime import build_task, fingerprint_of, printable, run
 from deepsearch_jax.runtime.compile_cache import enable_compile_cache
 from deepsearch_jax.runtime.interrupt import Interrupted
 from deepsearch_jax.runtime.metrics import read_rows
@@ -31,7 +32,8 @@ FINISHED = "finished.json"
 # Every program compiled for CPU keeps mappings of memory; past the system's limit (65,530 by default on Linux) the next
 # compilation ends the process.
 _MANY_MAPPINGS = 25_000
-_STARTED = ("model.path", "compile_cache")  # settings in which a cell may differ from the one that finished
+# Settings in which a cell may differ from the one that finished; `make_start` looks at what lies at model.path.
+_STARTED = ("model.path", "compile_cache")
 _LATER = ("rollout.rows_at_once",)  # that do not change results, and that cells of earlier versions do not have
 
 
@@ -76,12 +78,12 @@ def make_start(workdir: pathlib.Path, setting: Setting, seed: int, say: Callable
     """The policy of (setting, seed) that all methods start from; made if it is not there.
 
     Raises:
-      ValueError: one of another recipe is there.
+      ValueError: one of another recipe is there, or the suite was begun with other pretrained weights.
     """
     place = start_of(workdir, setting, seed)
     config = seeded(setting, seed)
     if not setting.average_last:
-        return pathlib.Path(config.model.path)  # a pretrained model
+        return _check_pretrained(place.with_name("pretrained.json"), config.model.path)
     groups = {name: config[name].to_dict() for name in ("task", "model", "warm_start")}
     recipe = json.loads(json.dumps({**groups, "seed": seed, "average": setting.average_last}))
     with claimed(place.with_suffix(".lock"), wait=True):
@@ -100,6 +102,25 @@ def make_start(workdir: pathlib.Path, setting: Setting, seed: int, say: Callable
         say(f"    {time.monotonic() - begin:.0f}s, loss {loss:.3f}")
     drop_programs()
     return place
+
+
+def _check_pretrained(note: pathlib.Path, path: str) -> pathlib.Path:
+    """The pretrained model at `path`, once it is known to be the one that the suite's other cells started from."""
+    weights = _weights_at(path)
+    with claimed(note.with_suffix(".lock"), wait=True):
+        if not note.exists():  # suites of earlier versions have none: they go on with the model they are given
+            write_json(note, {"path": path, "weights": weights})
+        elif (saved := json.loads(note.read_text()))["weights"] != weights:
+            raise ValueError(
+                f"the suite's cells started from the model at {saved['path']!r}, and that at {path!r} has "
+                "other weights; give that model again (DEEPSEARCH_MODEL_DIR) or choose another workdir"
+            )
+    return pathlib.Path(path)
+
+
+@functools.cache  # a process asks before each of its cells
+def _weights_at(path: str) -> str:
+    return fingerprint_of(path)
 
 
 def comparable(config: ConfigDict) -> dict[str, Any]:
