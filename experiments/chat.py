@@ -40,6 +40,8 @@ def main(arguments: list[str] | None = None) -> int:
             max_tokens=longest if options.max_tokens is None else options.max_tokens, max_prompt=options.max_prompt,
             seed=options.seed, trajectories=options.trajectories, system=options.system,
         )  # fmt: skip
+        if options.search:
+            settings.check_search()
         search = search_settings(policy, settings)
         talker = Talker(policy.model, policy.params, policy.tokenizer, settings, search)
         conversation = Conversation(policy.tokenizer, settings, policy.line_end)
@@ -47,6 +49,8 @@ def main(arguments: list[str] | None = None) -> int:
         return complain(str(error))
     if _is_terminal():
         print(f"{policy.model.architecture}; {RESET} forgets the conversation, {QUIT} leaves, Ctrl-C stops an answer")
+    if hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(errors="surrogateescape")  # or one bad byte takes the lines around it along
     for question in _questions():
         if question == RESET:
             conversation.reset()
@@ -69,8 +73,9 @@ def _parser() -> argparse.ArgumentParser:
     defaults = {field.name: field.default for field in dataclasses.fields(ChatSettings)}
     parser.add_argument("--trajectories", type=int, default=defaults["trajectories"], help="attempts of a search")
     parser.add_argument(
-        "--temperature", type=float, default=defaults["temperature"], help="0 takes the likeliest token"
-    )
+        "--temperature", type=float, default=defaults["temperature"],
+        help="0 takes the likeliest token (not with --search)",
+    )  # fmt: skip
     parser.add_argument("--top-p", type=float, default=defaults["top_p"], help="probability mass kept; 1 keeps all")
     parser.add_argument(
         "--max-tokens", type=int, help="of a response; default: as in training, or 1024 if the model has room"

@@ -23,6 +23,7 @@ from deepsearch_jax.runtime import (
     Conversation,
     EvaluationSettings,
     Interrupted,
+    SavedPolicy,
     Talker,
     load_saved,
     run,
@@ -234,6 +235,11 @@ def test_a_conversation_through_a_pipe(workdir, monkeypatch, capsys):
         (("--seed", str(2**64)), "must be at least 0 and below 2**63"),
         (("--max-tokens", "0"), "max_tokens=0 must be at least 1"),
         (("--max-tokens", "99999"), "leaves no room for a prompt"),
+        (
+            ("--search", "--temperature", "0"),
+            "temperature=0 takes the likeliest token, so that all attempts of a search",
+        ),
+        (("--system", "a\udcff"), "the system message is no UTF-8 text (at character 2)"),
     ],
 )
 def test_settings_that_cannot_be_are_answered_before_the_first_question(workdir, arguments, words, capsys):
@@ -251,6 +257,40 @@ def test_no_input_at_all_is_no_question(workdir, monkeypatch, capsys):
     monkeypatch.setattr("sys.stdin", None)  # as with <&-
     assert chat.main([str(workdir)]) == 0
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])  # of locales with UTF-8, and of "C"
+def test_bytes_that_are_no_text_do_not_end_the_conversation(exported, monkeypatch, capsys, errors):
+    piped = io.TextIOWrapper(io.BytesIO(b"a\xff\xfe\nab\n"), encoding="utf-8", errors=errors)
+    monkeypatch.setattr("sys.stdin", piped)
+    assert chat.main([str(exported), "--max-tokens", "9"]) == 0
+    shown = capsys.readouterr()
+    assert shown.err.count("\n") == 1
+    assert "the question is no UTF-8 text (at character 2); write it in UTF-8" in shown.err
+    assert shown.out == talk(monkeypatch, capsys, "ab\n", exported, "--max-tokens", 9).out
+
+
+@pytest.mark.parametrize(("asked", "depth", "length"), [(100, 2, 50), (65, 2, 33), (64, 1, 64), (9, 1, 9)])
+def test_a_search_of_a_directory_may_answer_as_long_as_is_asked(asked, depth, length):
+    found = search_settings(SavedPolicy(None, None, None, ""), ChatSettings(max_tokens=asked, trajectories=4))
+    assert (found.max_depth, found.segment_length) == (depth, length)
+    assert asked <= found.max_response_length < asked + depth
+    assert found.token_budget == 4 * depth * length
+
+
+@pytest.mark.parametrize(("asked", "depth", "length"), [(15, 3, 5), (7, 2, 4), (3, 1, 3), (21, 5, 5)])
+def test_a_search_of_a_run_may_answer_as_long_as_is_asked(workdir, asked, depth, length):
+    saved = load_saved(workdir)
+    assert (saved.settings.search.max_depth, saved.settings.search.segment_length) == (3, 5)
+    found = search_settings(saved, ChatSettings(max_tokens=asked, trajectories=4))
+    assert (found.max_depth, found.segment_length) == (depth, length)
+
+
+def test_a_search_does_not_turn_up_the_temperature(workdir):
+    saved, settings = load_saved(workdir), ChatSettings(temperature=0.0, max_tokens=9)
+    talker = Talker(saved.model, saved.params, saved.tokenizer, settings, search_settings(saved, settings))
+    with pytest.raises(ValueError, match="do not search"):
+        talker.search(saved.tokenizer.encode("aab\n"), lambda: None, print)
 
 
 def test_a_search_chooses_the_most_frequent_answer(workdir, monkeypatch, capsys):

@@ -34,7 +34,7 @@ class ChatSettings:
     Attributes:
       temperature: of the sampling distribution; 0 takes the likeliest token.
       top_p: probability mass kept; 1 keeps all.
-      max_tokens: of a response.
+      max_tokens: of a response; of a search's up to one more a segment, so that all segments are equally long.
       max_prompt: tokens of a conversation; older turns go.
       seed: of the samples.
       trajectories: attempts of a search.
@@ -56,6 +56,15 @@ class ChatSettings:
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed={self.seed} must be at least 0 and below 2**63")
         DecodeSettings(temperature=self.temperature, top_p=self.top_p)  # checks both
+        _check_text(self.system, "the system message")
+
+    def check_search(self) -> None:
+        """Raises: ValueError if the attempts of a search would all be the same."""
+        if not self.temperature:
+            raise ValueError(
+                "temperature=0 takes the likeliest token, so that all attempts of a search would be the same one; "
+                "give a temperature above 0, or do not search"
+            )
 
 
 class Found(NamedTuple):
@@ -85,8 +94,9 @@ class Conversation:
     def prompt(self, text: str, limit: int) -> list[int]:
         """Token ids of the conversation with this question; the oldest turns go where it is longer than `limit`.
 
-        Raises: ValueError if the question alone is longer, or cannot be written in tokens.
+        Raises: ValueError if the question alone is longer, is no text, or cannot be written in tokens.
         """
+        _check_text(text, "the question")
         if not self.has_template:
             before = f"{self._settings.system}\n\n" if self._settings.system else ""
             return self._checked(self._tokenizer.encode_prompt(before + text + self._line_end), limit)
@@ -189,11 +199,14 @@ class Talker:
         Args:
           check_stop: called between the iterations; may raise.
           show: is told how far the search is.
+        Raises:
+          ValueError: the temperature is 0.
         """
+        self._settings.check_search()
         self._num_turns += 1
         task = _Question(prompt, self._tokenizer, self._num_turns)
         rollout = RolloutSettings(
-            num_slots=1, half_batches="no", temperature=self._settings.temperature or 1.0, top_p=self._settings.top_p,
+            num_slots=1, half_batches="no", temperature=self._settings.temperature, top_p=self._settings.top_p,
             prompt_multiple=_PROMPT_MULTIPLE,
         )  # fmt: skip
         sampler = Sampler(
@@ -284,24 +297,38 @@ def visible(text: str) -> str:
 
 
 def search_settings(policy: SavedPolicy, settings: ChatSettings) -> SearchSettings:
-    """Trees as in the run the policy comes from, lazy ones of 64-token segments for other policies."""
+    """Trees as in the run the policy comes from, lazy ones of 64-token segments for other policies.
+
+    Segments are no longer than these, and as many as a response of `max_tokens` needs: it may end a few tokens later
+    than asked, one a segment at most, and never before.
+    """
     attempts = settings.trajectories
-    if policy.settings is not None:
-        search = policy.settings.search
-        room = attempts * search.max_depth * search.expansion_width + 1
-        if search.are_distinct:
-            # Chat cuts the tail off by default, which may leave no token but those of the siblings.
-            search = dataclasses.replace(search, siblings="independent", frontier_entropy="path")
-        return dataclasses.replace(
-            search, num_trajectories=attempts, capacity=max(search.capacity, min(room, 4096)), node_budget=0,
-            token_budget=0, confidence="fixed", trajectories_if_solved=0,
+    longest = _SEGMENT if policy.settings is None else policy.settings.search.segment_length
+    depth = -(-settings.max_tokens // longest)
+    length = -(-settings.max_tokens // depth)
+    if policy.settings is None:
+        return SearchSettings(
+            expansion="lazy", expansion_width=4, picks_per_step=2, num_trajectories=attempts, segment_length=length,
+            max_depth=depth, capacity=attempts * depth + 17, token_budget=attempts * depth * length,
         )  # fmt: skip
-    length = min(_SEGMENT, settings.max_tokens)
-    return SearchSettings(
-        expansion="lazy", expansion_width=4, picks_per_step=2, num_trajectories=attempts, segment_length=length,
-        max_depth=settings.max_tokens // length, capacity=attempts * (settings.max_tokens // length) + 17,
-        token_budget=attempts * settings.max_tokens,
+    search = policy.settings.search
+    room = attempts * depth * search.expansion_width + 1
+    if search.are_distinct:
+        # Chat cuts the tail off by default, which may leave no token but those of the siblings.
+        search = dataclasses.replace(search, siblings="independent", frontier_entropy="path")
+    return dataclasses.replace(
+        search, num_trajectories=attempts, segment_length=length, max_depth=depth,
+        capacity=max(search.capacity, min(room, 4096)), node_budget=0, token_budget=0, confidence="fixed",
+        trajectories_if_solved=0,
     )  # fmt: skip
+
+
+def _check_text(text: str, what: str) -> None:
+    """Raises: ValueError for bytes that are no UTF-8, which Python hands on as lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{what} is no UTF-8 text (at character {error.start + 1}); write it in UTF-8") from None
 
 
 @functools.partial(jax.jit, static_argnames=("model", "depth"))
