@@ -232,7 +232,7 @@ def test_a_conversation_through_a_pipe(workdir, monkeypatch, capsys):
         (("--temperature", "nan"), "temperature=nan must be >= 0 and finite"),
         (("--temperature", "-1"), "temperature=-1.0 must be >= 0 and finite"),
         (("--top-p", "3"), r"top_p=3.0 must be in (0, 1]"),
-        (("--seed", str(2**64)), "must be at least 0 and below 2**63"),
+        (("--seed", str(2**64)), "must be at least 0 and below 2**32"),
         (("--max-tokens", "0"), "max_tokens=0 must be at least 1"),
         (("--max-tokens", "99999"), "leaves no room for a prompt"),
         (

@@ -27,7 +27,7 @@ from deepsearch_jax.runtime.rollout_settings import RolloutSettings, check_sibli
 from deepsearch_jax.runtime.rollouts import Purpose, Sampler, chunks
 from deepsearch_jax.runtime.run import build_policy
 from deepsearch_jax.runtime.sample_files import origin, read_samples
-from deepsearch_jax.runtime.settings import ModelSettings
+from deepsearch_jax.runtime.settings import ModelSettings, check_seed
 from deepsearch_jax.runtime.tasks import CORRECT_FROM, MathSettings, MathTask, Task, Verdict
 from deepsearch_jax.runtime.workdir import Workdir
 from deepsearch_jax.tree import SearchSettings
@@ -103,7 +103,8 @@ class BenchmarkSettings:
         for name in ("num_samples", "max_length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        for name in ("seed", "num_problems", "num_texts", "num_devices"):
+        check_seed(self.seed)
+        for name in ("num_problems", "num_texts", "num_devices"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 0")
 

@@ -17,6 +17,7 @@ from deepsearch_jax.runtime.learning import decoding_params
 from deepsearch_jax.runtime.rollout_settings import RolloutSettings
 from deepsearch_jax.runtime.rollouts import Sampler, bucket
 from deepsearch_jax.runtime.saved import SavedPolicy
+from deepsearch_jax.runtime.settings import check_seed
 from deepsearch_jax.runtime.verdicts import Verdict
 from deepsearch_jax.tree import SearchSettings
 from deepsearch_jax.verify import final_answer, same_answer
@@ -53,8 +54,7 @@ class ChatSettings:
         for name in ("max_tokens", "max_prompt", "trajectories"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        if not 0 <= self.seed < 2**63:
-            raise ValueError(f"seed={self.seed} must be at least 0 and below 2**63")
+        check_seed(self.seed)
         DecodeSettings(temperature=self.temperature, top_p=self.top_p)  # checks both
         _check_text(self.system, "the system message")
 
