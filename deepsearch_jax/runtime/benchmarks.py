@@ -21,6 +21,7 @@ from deepsearch_jax.runtime.benchmark_report import print_results, summarise, wr
 from deepsearch_jax.runtime.compile_cache import enable_compile_cache
 from deepsearch_jax.runtime.interrupt import Interrupted, StopRequest
 from deepsearch_jax.runtime.learning import decoding_params
+from deepsearch_jax.runtime.memory import settle_pool
 from deepsearch_jax.runtime.meshes import build_mesh
 from deepsearch_jax.runtime.progress import RemainingTime, Reporter
 from deepsearch_jax.runtime.rollout_settings import RolloutSettings, check_siblings
@@ -30,6 +31,7 @@ from deepsearch_jax.runtime.sample_files import origin, read_samples
 from deepsearch_jax.runtime.settings import ModelSettings, check_seed
 from deepsearch_jax.runtime.tasks import CORRECT_FROM, MathSettings, MathTask, Task, Verdict
 from deepsearch_jax.runtime.workdir import Workdir
+from deepsearch_jax.training import UpdateSettings
 from deepsearch_jax.tree import SearchSettings
 from deepsearch_jax.types import Outcome
 from deepsearch_jax.verify import VerifySettings, final_answer
@@ -220,7 +222,8 @@ def _evaluate(
         return rows
     hidden = settings.method == "search" and not settings.search_labels
     sampler = Sampler(
-        _Unlabelled(task) if hidden else task, policy.model, settings.search, settings.rollout,
+        _Unlabelled(task) if hidden else task, policy.model, settings.search,
+        settle_pool(settings.rollout, policy.model, UpdateSettings(), None, is_frozen=True),
         run_key=jax.random.key(settings.seed), mesh=build_mesh(settings.num_devices), check_stop=stop.check,
         advance=reporter.advance,
     )  # fmt: skip

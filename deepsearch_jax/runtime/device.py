@@ -65,6 +65,7 @@ def sample_direct(
     params: Any,
     prompts: Prompts,
     stop_table: StopTable | None,
+    first: jax.Array | None = None,
     *,
     model: ModelConfig,
     decode: DecodeSettings,
@@ -73,14 +74,18 @@ def sample_direct(
     """K whole responses a prompt: one expansion of the root with a segment as long as a response.
 
     Response k of a problem uses key fold_in(problem key, k).
+    Args:
+      first: [] int32 number of the first response, where others are sampled by other calls; None = 0.
     """
 
-    def body(params: Any, prompts: Prompts, stop_table: StopTable | None) -> Segments:
+    def body(params: Any, prompts: Prompts, stop_table: StopTable | None, first: jax.Array | None) -> Segments:
         num_slots, prompt_length = prompts.tokens.shape
         is_used = prompts.lengths > 0
         pages = init_pages(model, num_slots, 0, segment_length=decode.segment_length, prompt_length=prompt_length)
         pages = prefill(model, params, pages, prompts.tokens, prompts.lengths, is_used)
         ranks = jnp.arange(decode.num_samples)
+        if first is not None:
+            ranks += first
         row_keys = jax.vmap(lambda key: jax.vmap(functools.partial(jax.random.fold_in, key))(ranks))(prompts.keys)
         last = jnp.take_along_axis(prompts.tokens, jnp.maximum(prompts.lengths - 1, 0)[:, None], axis=1)[:, 0]
         request = DecodeRequest(
@@ -94,4 +99,6 @@ def sample_direct(
         )
         return decode_children(model, params, pages, request, decode, stop_table)[1]
 
-    return per_shard(body, mesh, (PartitionSpec(), ROWS, PartitionSpec()), ROWS)(params, prompts, stop_table)
+    everywhere = PartitionSpec()
+    specs = (everywhere, ROWS, everywhere, everywhere)
+    return per_shard(body, mesh, specs, ROWS)(params, prompts, stop_table, first)

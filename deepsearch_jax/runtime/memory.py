@@ -31,11 +31,37 @@ def pool_pages(
     Args:
       num_slots: trees of one device and batch.
       num_batches: batches that share the device.
-      pool_gib: memory for all pages of a device; 0 derives it from the device's own memory and the model's size, not
-        from what happens to be free at the moment, so that a resumed run gets the same pool.
+      pool_gib: as of `_pool_bytes`.
     """
-    budget = pool_gib * _GIB or max(device_bytes() - training_bytes(model), 0) * _POOL_SHARE
-    return min(num_slots * search.capacity, int(budget / num_batches) // page_bytes(model, search.segment_length))
+    budget = _pool_bytes(model, pool_gib) / num_batches
+    return min(num_slots * search.capacity, int(budget) // page_bytes(model, search.segment_length))
+
+
+def samples_at_once(
+    model: ModelConfig, num_slots: int, num_samples: int, length: int, *, pool_gib: float = 0.0
+) -> int:  # fmt: skip
+    """Direct samples of each problem that decode together: all, or equal parts of which one fits the pool's memory.
+
+    No pool exists while direct samples are drawn. One sample of each problem is the least, whatever it takes.
+    Args:
+      num_slots: problems of one device.
+      num_samples: wanted of each, K.
+      length: tokens of the longest response.
+      pool_gib: as of `_pool_bytes`.
+    """
+    fitting = max(int(_pool_bytes(model, pool_gib)) // (num_slots * page_bytes(model, length)), 1)
+    num_parts = -(-num_samples // fitting)
+    return -(-num_samples // num_parts)
+
+
+def _pool_bytes(model: ModelConfig, pool_gib: float) -> float:
+    """Bytes of a device for keys and values of what it samples.
+
+    Args:
+      pool_gib: what it should be; 0 derives it from the device's own memory and the model's size, not from what happens
+        to be free at the moment, so that a resumed run gets the same pool.
+    """
+    return pool_gib * _GIB or max(device_bytes() - training_bytes(model), 0) * _POOL_SHARE
 
 
 def abstract_state(model: ModelConfig, optimizer: UpdateSettings, mesh: Mesh | None) -> TrainState:
@@ -83,22 +109,33 @@ def training_bytes(model: ModelConfig, optimizer: UpdateSettings | None = None, 
       mesh: of the update, which spreads all but the copy; None = one device.
     """
     state = abstract_state(model, optimizer or UpdateSettings(), mesh)
-    return state_bytes(state) + state_bytes(state.params) + model.num_parameters * model.dtypes[1].itemsize
+    return state_bytes(state) + state_bytes(state.params) + _copy_bytes(model)
+
+
+def frozen_bytes(model: ModelConfig) -> int:
+    """Bytes on each device of weights that are not trained, whole, and of the copy that decodes."""
+    return state_bytes(abstract_state(model, UpdateSettings(), None).params) + _copy_bytes(model)
+
+
+def _copy_bytes(model: ModelConfig) -> int:
+    return model.num_parameters * model.dtypes[1].itemsize
 
 
 def settle_pool(
     rollout: RolloutSettings, model: ModelConfig, optimizer: UpdateSettings, mesh: Mesh | None,
-    memory: float | None = None,
+    memory: float | None = None, *, is_frozen: bool = False,
 ) -> RolloutSettings:  # fmt: skip
     """The settings with a size for the page pool, where they leave it to be found.
 
     Args:
       mesh: of the update.
       memory: bytes of a device; by default those of the first one.
+      is_frozen: the model's weights have no gradients and moments: adapters are trained, or nothing.
     """
     if rollout.page_pool_gib:
         return rollout
-    free = (device_bytes() if memory is None else memory) - training_bytes(model, optimizer, mesh)
+    held = frozen_bytes(model) if is_frozen else training_bytes(model, optimizer, mesh)
+    free = (device_bytes() if memory is None else memory) - held
     return dataclasses.replace(rollout, page_pool_gib=max(free, 0) * _POOL_SHARE / _GIB)
 
 

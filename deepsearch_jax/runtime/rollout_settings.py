@@ -29,6 +29,7 @@ class RolloutSettings:
         At or above search.max_depth there is one program for all depths.
       page_pool_gib: memory for the KV pages of tree nodes on each device; 0 takes what the searches need, at most half
         of what the device has beside the training state. Nodes without a page are encoded again when they are expanded.
+        Direct samples of a problem whose keys and values would take more are drawn in several parts.
       rows_at_once: nodes that a device expands together in a search; where more wait they take turns, and idle places
         are left out. At or above num_slots * search.picks_per_step all are computed, idle or not. 0 chooses: 8 on CPU
         where search.expansion is "lazy", all elsewhere.

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import enum
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -14,7 +15,7 @@ from deepsearch_jax.data.problems import Problem
 from deepsearch_jax.decode import DecodeSettings, StopTable, build_stop_table
 from deepsearch_jax.policy import ModelConfig
 from deepsearch_jax.runtime import device
-from deepsearch_jax.runtime.memory import pool_pages
+from deepsearch_jax.runtime.memory import pool_pages, samples_at_once
 from deepsearch_jax.runtime.responses import Group, Response, SearchStatistics, outcome_of
 from deepsearch_jax.runtime.rollout_settings import RolloutSettings
 from deepsearch_jax.runtime.search_device import FinishedTrees, Program
@@ -90,16 +91,13 @@ class Sampler:
         self, params: Any, problems: Sequence[Problem], num_samples: int, purpose: Purpose, counters: tuple[int, int],
         *, temperature: float | None = None, max_length: int | None = None,
     ) -> list[Group]:  # fmt: skip
-        """`num_samples` whole responses to each problem."""
+        """`num_samples` whole responses to each problem, all together or in parts whose keys and values fit."""
         decode = self._decode_settings(num_samples, max_length or self.search_settings.max_response_length, temperature)
         groups: list[Group] = []
         # The next chunk decodes while the verdicts of this one are found.
-        in_flight: collections.deque[tuple[list[Problem], Segments]] = collections.deque()
+        in_flight: collections.deque[tuple[list[Problem], list[Segments]]] = collections.deque()
         for chunk, prompts in self._batches(problems, purpose, counters):
-            segments = device.sample_direct(
-                params, prompts, self._stop_table, model=self.model, decode=decode, mesh=self._mesh
-            )
-            in_flight.append((chunk, segments))
+            in_flight.append((chunk, self._sample(params, prompts, decode)))
             if len(in_flight) > 1:
                 groups += self._direct_groups(*in_flight.popleft())
                 self._advance(len(groups), f"{self.generated_tokens} tokens")
@@ -108,9 +106,26 @@ class Sampler:
             self._advance(len(groups), f"{self.generated_tokens} tokens")
         return groups
 
-    def _direct_groups(self, chunk: list[Problem], on_device: Segments) -> list[Group]:
-        """Reads the responses of a chunk and asks for their verdicts."""
-        segments: Segments = jax.device_get(on_device)
+    def _sample(self, params: Any, prompts: device.Prompts, decode: DecodeSettings) -> list[Segments]:
+        """The responses of a chunk, still on the device, by the calls that sample them one after the other."""
+        num_samples = decode.num_samples
+        together = samples_at_once(
+            self.model, self.rollout.num_slots // self._num_devices, num_samples, decode.segment_length,
+            pool_gib=self.rollout.page_pool_gib,
+        )  # fmt: skip
+        call = functools.partial(device.sample_direct, model=self.model, mesh=self._mesh)
+        if together == num_samples:
+            return [call(params, prompts, self._stop_table, decode=decode)]
+        parts = []
+        for first in range(0, num_samples, together):
+            part = dataclasses.replace(decode, num_samples=min(together, num_samples - first))
+            parts.append(call(params, prompts, self._stop_table, self.put_everywhere(np.int32(first)), decode=part))
+        return parts
+
+    def _direct_groups(self, chunk: list[Problem], on_device: list[Segments]) -> list[Group]:
+        """Reads the responses of a chunk, which may have come in parts, and asks for their verdicts."""
+        parts: list[Segments] = jax.device_get(on_device)
+        segments: Segments = jax.tree.map(lambda *fields: np.concatenate(fields, axis=1), *parts)
         num_samples = segments.lengths.shape[1]
         self.generated_tokens += int(segments.lengths[: len(chunk)].sum())
         responses = [[_cut(segments, row, k) for k in range(num_samples)] for row in range(len(chunk))]

@@ -81,7 +81,10 @@ class Trainer:
         self._learner = Learner(settings, model, mesh, workdir, rollout_mesh=rollout_mesh)
         self._sampler = (Sampler if is_alone else SharedSampler)(
             task, model, settings.search,
-            settle_pool(rollout_share(settings.rollout), model, settings.optimizer, self._learner.mesh),
+            settle_pool(
+                rollout_share(settings.rollout), model, settings.optimizer, self._learner.mesh,
+                is_frozen=settings.lora.rank > 0,
+            ),
             run_key=self._run_key,
             # Processes look for stops together, and only where all of them come by.
             mesh=rollout_mesh, check_stop=stop.check if is_alone else lambda: None, advance=reporter.advance,

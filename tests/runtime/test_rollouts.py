@@ -6,7 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from deepsearch_jax.runtime import build_mesh, build_policy
+from deepsearch_jax.runtime import build_mesh, build_policy, device
+from deepsearch_jax.runtime.debug import DebugSettings, hot_steps
+from deepsearch_jax.runtime.memory import page_bytes
 from deepsearch_jax.runtime.rollouts import Purpose, Sampler, outcome_of
 from deepsearch_jax.runtime.tasks import Verdict
 from deepsearch_jax.tree import SearchSettings
@@ -23,8 +25,10 @@ def policy():
     return build_policy(settings.model, ParityTask(), SEARCH, seed=3)
 
 
-def make_sampler(policy, *, num_slots=4, num_devices=1, task=None, search=SEARCH, temperature=1.0):
-    rollout = dataclasses.replace(tiny_settings().rollout, num_slots=num_slots, temperature=temperature)
+def make_sampler(policy, *, num_slots=4, num_devices=1, task=None, search=SEARCH, temperature=1.0, page_pool_gib=0.0):
+    rollout = dataclasses.replace(
+        tiny_settings().rollout, num_slots=num_slots, temperature=temperature, page_pool_gib=page_pool_gib
+    )
     return Sampler(
         task or ParityTask(), policy[0], search, rollout, run_key=jax.random.key(5),
         mesh=build_mesh(num_devices), check_stop=lambda: None, advance=lambda done, detail: None,
@@ -139,6 +143,35 @@ def test_direct_samples_differ_among_each_other_and_end_at_the_first_eos(policy)
             assert eos not in response.tokens[:-1]
             assert len(response.tokens) == SEARCH.max_response_length or response.tokens[-1] == eos
     assert sampler.generated_tokens == sum(len(r.tokens) for g in groups for r in g.responses)
+
+
+@pytest.mark.parametrize("num_devices", [1, 2])
+def test_direct_samples_do_not_depend_on_how_many_are_drawn_together(policy, monkeypatch, num_devices):
+    whole = make_sampler(policy)
+    problems = whole.task.train_problems[:5]
+    expected = whole.direct(policy[1], problems, 5, Purpose.DIRECT, (0, 0))
+    sizes, sample = [], device.sample_direct
+
+    def counted(*arguments, decode, **rest):
+        sizes.append(decode.num_samples)
+        return sample(*arguments, decode=decode, **rest)
+
+    monkeypatch.setattr(device, "sample_direct", counted)
+    of_one = 4 // num_devices * page_bytes(policy[0], SEARCH.max_response_length) / 2**30
+    # Room for four: as many calls as it takes, the samples shared equally, two chunks of problems. Room for none: one.
+    for room, parts in {5: [5], 4: [3, 2], 2: [2, 2, 1], 0.5: [1] * 5}.items():
+        sizes.clear()
+        sampler = make_sampler(policy, num_devices=num_devices, page_pool_gib=room * of_one)
+        params = sampler.put_everywhere(policy[1])
+        with hot_steps(DebugSettings(transfer_guard=True)):
+            groups = sampler.direct(params, problems, 5, Purpose.DIRECT, (0, 0))
+        assert sizes == 2 * parts
+        assert by_problem(groups) == by_problem(expected)
+        assert sampler.generated_tokens == whole.generated_tokens
+        for group, other in zip(groups, expected, strict=True):
+            for response, same in zip(group.responses, other.responses, strict=True):
+                np.testing.assert_allclose(response.log_probs, same.log_probs, atol=1e-5)
+                assert (response.outcome, response.text) == (same.outcome, same.text)
 
 
 def test_purposes_do_not_share_noise(policy):

@@ -9,9 +9,17 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from deepsearch_jax.runtime import build_mesh, build_policy, learning, slots
 from deepsearch_jax.runtime.debug import DebugSettings, hot_steps
-from deepsearch_jax.runtime.memory import decode_bytes, page_bytes, pool_pages, training_bytes
+from deepsearch_jax.runtime.memory import (
+    decode_bytes,
+    page_bytes,
+    pool_pages,
+    samples_at_once,
+    settle_pool,
+    training_bytes,
+)
 from deepsearch_jax.runtime.rollout_settings import RolloutSettings
 from deepsearch_jax.runtime.rollouts import Purpose, Sampler
+from deepsearch_jax.training import UpdateSettings
 from deepsearch_jax.tree import SearchSettings
 from deepsearch_jax.types import Outcome
 from tests.runtime.conftest import tiny_settings
@@ -160,6 +168,26 @@ def test_the_verdicts_of_one_half_are_found_while_the_other_decodes(policy, monk
     kinds = [kind for kind, _ in log]
     assert kinds[:4] == ["dispatch", "dispatch", "verify", "dispatch"]
     assert log[3][1] == first
+
+
+def test_samples_drawn_together_by_hand(policy):
+    model = policy[0]
+    gib = 5 * page_bytes(model, 9) / 2**30  # room for five responses of nine tokens
+    together = [
+        samples_at_once(model, slots, K, 9, pool_gib=gib) for slots, K in [(1, 5), (1, 6), (2, 5), (5, 4), (9, 4)]
+    ]
+    assert together == [5, 3, 2, 1, 1]
+    assert samples_at_once(model, 8, 64, 9) == 64  # the small model fits whole
+
+
+def test_weights_without_gradients_leave_more_to_the_pool(policy):
+    model, size = policy[0], sum(leaf.size for leaf in jax.tree.leaves(policy[1]))
+    pools = [
+        settle_pool(tiny_settings().rollout, model, UpdateSettings(), None, memory=1e9, is_frozen=frozen).page_pool_gib
+        for frozen in (True, False)
+    ]
+    # The weights and a copy; gradients, two moments and the five counters as well.
+    np.testing.assert_allclose(pools, [(1e9 - 8 * size) / 2**31, (1e9 - 20 * size - 20) / 2**31])
 
 
 def test_pages_by_hand(policy):
