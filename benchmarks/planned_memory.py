@@ -27,7 +27,8 @@ from deepsearch_jax.runtime.device import Prompts
 from deepsearch_jax.runtime.learning import Learner, sampling_params
 from deepsearch_jax.runtime.memory import abstract_state
 from deepsearch_jax.runtime.planning import find_chip, make_plan, planned_model
-from deepsearch_jax.runtime.planning.plan import batch_shapes, search_program
+from deepsearch_jax.runtime.planning.plan import batch_shapes
+from deepsearch_jax.runtime.planning.sampling import search_program
 from deepsearch_jax.runtime.search_device import Problems, empty_state
 from deepsearch_jax.runtime.settings import RunSettings
 
@@ -99,13 +100,14 @@ def measure(name: str) -> dict[str, Any]:
     search = settings.search
     outcomes = np.zeros((num_slots, search.picks_per_step, search.children_per_expansion), np.int32)
 
+    assert plan.search is not None  # both cases grow trees
     base = settle()
     state, params = make_state(), make_copy()
     slots = [make_slots(key) for _ in range(num_batches)]
     for index, one in enumerate(slots):
         slots[index], view = plan.search.program(params, one, outcomes, waiting, None)
         jax.block_until_ready(view)
-    found = {"rollouts": resident("VmHWM") - base}
+    found = {"search": resident("VmHWM") - base}
     del slots, one, view
     settle()
     batch = make_batch()

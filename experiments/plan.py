@@ -1,9 +1,10 @@
 """Plans a run before it runs: does it fit, what does it exchange, how long does a step take.
 
 `python -m experiments.plan --config=experiments/configs/NAME.py[:variant] --mesh=data:2,fsdp:8 --chip=h100` compiles
-the update and the search ahead of time on virtual devices, for shapes alone, and prints memory, operations, collectives
-and expected times of one device. The last line is one JSON object. A run that cannot fit ends with status 1 and the
-settings to change. Of a model directory only config.json is read; --architecture names a known one instead.
+the update, the search and the calls for direct samples ahead of time on virtual devices, for shapes alone, and prints
+memory, operations, collectives and expected times of one device. The last line is one JSON object. A run that cannot
+fit ends with status 1 and the settings to change. Of a model directory only config.json is read; --architecture names a
+known one instead.
 """
 
 import functools

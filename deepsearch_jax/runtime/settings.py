@@ -136,6 +136,11 @@ class RoundSettings:
     def update_problems(self) -> int:
         return self.problems_per_update or self.problems_per_step
 
+    @property
+    def first_samples(self) -> int:
+        """Direct samples that a problem gets before it is searched, where search_when is "no_signal"."""
+        return self.probe_size or self.group_size
+
 
 @dataclasses.dataclass(frozen=True)
 class CacheSettings:

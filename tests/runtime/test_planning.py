@@ -11,18 +11,23 @@ import jax
 import numpy as np
 import pytest
 
+from deepsearch_jax.cache import FilterSettings
 from deepsearch_jax.config import from_config
-from deepsearch_jax.objective import LossSettings
+from deepsearch_jax.objective import AdvantageSettings, LossSettings
 from deepsearch_jax.policy import ModelConfig, bytes_per_device, init_params, param_shardings, token_log_probs
-from deepsearch_jax.runtime import RunSettings
-from deepsearch_jax.runtime.memory import abstract_state, settle_pool, state_bytes, training_bytes
+from deepsearch_jax.runtime import RunSettings, device
+from deepsearch_jax.runtime.evaluate import EvaluationSettings
+from deepsearch_jax.runtime.memory import abstract_state, page_bytes, settle_pool, state_bytes, training_bytes
 from deepsearch_jax.runtime.meshes import MeshSettings, build_mesh, build_train_mesh
 from deepsearch_jax.runtime.planning import ARCHITECTURES, explain, find_chip, make_plan, planned_model, render, to_json
 from deepsearch_jax.runtime.planning.hlo import read_collectives
 from deepsearch_jax.runtime.planning.plan import Rows as PlanRows
-from deepsearch_jax.runtime.planning.plan import batch_shapes, compile_program, longest_rows, search_program
+from deepsearch_jax.runtime.planning.plan import batch_shapes, longest_rows
+from deepsearch_jax.runtime.planning.programs import compile_program
+from deepsearch_jax.runtime.planning.sampling import compile_direct, direct_calls, search_program
 from deepsearch_jax.runtime.planning.work import update_flops
-from deepsearch_jax.runtime.rollouts import Sampler
+from deepsearch_jax.runtime.rollouts import Purpose, Sampler, grafting
+from deepsearch_jax.runtime.settings import CacheSettings
 from deepsearch_jax.runtime.tasks import build_task
 from deepsearch_jax.training import UpdateSettings, init_train_state, lower_update
 from experiments.plan import parse_mesh
@@ -79,6 +84,127 @@ def test_the_longest_rows_of_the_papers_setting():
     assert not alone.is_trees
     _, free = longest_rows(settings_of("deepsearch_1_5b", "paper", path="x"), model, 8, 2048)
     assert free.length >= 2048 + 8 * 64 * 256
+
+
+def with_rounds(settings, **changes):
+    return dataclasses.replace(settings, rounds=dataclasses.replace(settings.rounds, **changes))
+
+
+def test_rows_have_room_for_the_largest_groups():
+    settings = settings_of("deepsearch_1_5b", "h200", path="x")
+    settings = with_rounds(settings, group_size=12)
+    always = dataclasses.replace(settings, cache=dataclasses.replace(settings.cache, capacity=0))
+    full = dataclasses.replace(settings, filter=dataclasses.replace(settings.filter, min_direct=12))
+
+    def rows(settings):
+        return [(rows.num_rows, rows.length) for rows in longest_rows(settings, TINY, 1, 2048)]
+
+    # 32 problems, 8 trajectories of a tree; 12 direct samples, or direct and cached ones together: 384 rows, up to 512.
+    # Trees have 2,048 + 8 or 12 x 16,384 tokens, but end at 73,728.
+    assert rows(always) == rows(full) == [(256, 18432), (32, 73728)]
+    assert rows(settings) == [(512, 18432), (32, 73728)]
+    for when in ("hard", "no_signal"):
+        assert rows(with_rounds(always, search_when=when)) == rows(settings)
+    free = dataclasses.replace(always, pack=dataclasses.replace(always.pack, max_tree_tokens=0, row_multiple=1024))
+    lengths = [rows(with_rounds(free, search_when=when))[1][1] for when in ("always", "hard")]
+    assert lengths[0] >= 2048 + 8 * 16384
+    assert lengths[0] < 2048 + 12 * 16384 <= lengths[1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "sizes"),
+    [
+        ({"method": "grpo"}, {"evaluation": 4, "direct rollouts": 16}),
+        ({"search_when": "hard", "filter_problems": True}, {"filter": 3, "evaluation": 4, "direct rollouts": 16}),
+        ({"filter_problems": True, "filter_first_round": False, "num_rounds": 1}, {"evaluation": 4}),
+        ({"search_when": "no_signal", "probe_size": 4}, {"evaluation": 4, "direct rollouts": 12}),
+        ({"search_when": "no_signal", "probe_size": 14}, {"evaluation": 4, "direct rollouts": 14}),
+        ({"search_when": "no_signal"}, {"evaluation": 4, "direct rollouts": 16}),
+        ({"capacity": 8}, {"evaluation": 4, "direct rollouts": 15}),  # beside one cached solution
+    ],
+)
+def test_the_planned_direct_calls_are_those_that_a_run_makes(changes, sizes):
+    settings = dataclasses.replace(
+        RunSettings(), evaluation=EvaluationSettings(num_samples=4, temperature=0.5, max_length=7),
+        filter=FilterSettings(num_samples=3), cache=CacheSettings(capacity=changes.pop("capacity", 0)),
+        method=changes.pop("method", "deepsearch"), advantage=AdvantageSettings(level="outcome"),
+    )  # fmt: skip
+    settings = with_rounds(settings, group_size=16, **{"filter_problems": False, **changes})
+    calls = direct_calls(settings, TINY, 4, 1.0)
+    assert {name: num_samples for name, num_samples, _ in calls} == sizes
+    for name, num_samples, decode in calls:
+        length, temperature = (7, 0.5) if name == "evaluation" else (settings.search.max_response_length, 1.0)
+        assert (decode.num_samples, decode.segment_length, decode.temperature) == (num_samples, length, temperature)
+
+
+class Seen(Exception):
+    """A call was seen, and that is enough."""
+
+
+@pytest.mark.parametrize("room", [1.0, 2e-4])
+def test_a_planned_direct_call_is_that_of_the_sampler(monkeypatch, room):
+    settings = settings_of("quickstart", "short")
+    settings = dataclasses.replace(settings, rollout=dataclasses.replace(settings.rollout, page_pool_gib=room))
+    task = build_task(settings.task, "", 0)
+    model, _ = planned_model(settings, "", find_chip("cpu"))
+    sampler = Sampler(
+        task, model, settings.search, settings.rollout, run_key=jax.random.key(0), mesh=None,
+        check_stop=lambda: None, advance=lambda done, detail: None,
+    )  # fmt: skip
+    seen = []
+
+    def record(*_, decode, **rest):
+        seen.append(decode)
+        raise Seen
+
+    monkeypatch.setattr(device, "sample_direct", record)
+    evaluation = settings.evaluation
+    for num_samples, more in [
+        (settings.filter.num_samples, {}),
+        (evaluation.num_samples, {"temperature": evaluation.temperature, "max_length": evaluation.max_length or None}),
+    ]:
+        with pytest.raises(Seen):
+            sampler.direct(None, task.train_problems[:1], num_samples, Purpose.EVALUATION, (0, 0), **more)
+    calls = {name: decode for name, _, decode in direct_calls(settings, model, 64, room)}
+    assert [calls["filter"], calls["evaluation"]] == seen
+    is_whole = calls["evaluation"].num_samples == evaluation.num_samples
+    assert is_whole == (room == 1.0)
+
+
+def test_direct_samples_take_no_more_than_they_may():
+    # Many layers: what one of them computes with is then small beside what all keep, as in a large model.
+    model, slots, length = dataclasses.replace(TINY, num_layers=16), 4, 512
+    params = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+    of_one = slots * page_bytes(model, length)
+
+    def planned(num_samples, gib):
+        evaluation = EvaluationSettings(num_samples=num_samples, max_length=length)
+        settings = with_rounds(dataclasses.replace(RunSettings(), evaluation=evaluation), filter_problems=False)
+        calls = [call for call in direct_calls(settings, model, slots, gib) if call[0] == "evaluation"]
+        (direct,) = compile_direct(calls, model, params, slots, 8, 0)
+        return direct.compiled.temporary, direct.num_calls
+
+    room = 4.9 * of_one
+    (few, _), (many, _), (bounded, num_calls) = planned(4, 1.0), planned(16, 1.0), planned(16, room / 2**30)
+    assert many - few > 12 * of_one
+    assert num_calls == 4
+    assert bounded == few < room < many
+
+
+@pytest.mark.parametrize("probe", [0, 2])
+def test_a_search_that_starts_from_samples_is_planned_with_room_for_them(probe):
+    settings = with_rounds(settings_of("quickstart", "short"), search_when="no_signal", group_size=6, probe_size=probe)
+    task = build_task(settings.task, "", 0)
+    model, prompt = planned_model(settings, "", find_chip("cpu"))
+    sampler = Sampler(
+        task, model, settings.search, settings.rollout, run_key=jax.random.key(0), mesh=None,
+        check_stop=lambda: None, advance=lambda done, detail: None,
+    )  # fmt: skip
+    program, *_ = search_program(settings, model, 1, find_chip("cpu"), prompt, 1e9, None)
+    search = settings.search
+    assert program.search.capacity == search.capacity + (probe or 6) * search.max_depth
+    assert program.decode.recompute
+    assert program._replace(path_bucket=0) == sampler._search_program(grafting(search, probe or 6))
 
 
 def test_the_planned_search_is_that_of_the_sampler():
@@ -180,6 +306,37 @@ def test_a_small_run_is_planned_as_the_accelerator_runs_it(plan):
     assert told["left_bytes"] > 0
     json.dumps(told)
     assert "decode step" in render(plan)
+
+
+def test_a_plan_names_who_samples(plan):
+    # No direct rollouts: four of a group have to be new ones, and it has no more, so that no cached one finds a place.
+    names = ["moving weights", "search", "filter", "evaluation", "update on responses", "update on trees"]
+    assert [phase.name for phase in plan.phases] == names
+    assert to_json(plan)["samples"]["filter"] == {"together": 4, "all": 4}
+    assert plan.wanted_pages == plan.settings.rollout.num_slots // 8 * 13
+
+
+@pytest.mark.parametrize("method", ["grpo", "dapo"])
+def test_without_trees_no_search_is_planned(plan, method):
+    settings = with_rounds(plan.settings, filter_problems=False, dynamic_sampling_batches=3)
+    settings = dataclasses.replace(
+        settings, method=method, advantage=AdvantageSettings(level="outcome"),
+        pack=dataclasses.replace(plan.settings.pack, trees="never"),
+        rollout=dataclasses.replace(plan.settings.rollout, page_pool_gib=2e-4),
+    )  # fmt: skip
+    direct = make_plan(settings, plan.model, {}, plan.chip, prompt_length=plan.prompt_length)
+    names = ["moving weights", "evaluation", "direct rollouts", "update on responses"]
+    assert [phase.name for phase in direct.phases] == names
+    assert direct.search is None
+    text, told = render(direct), to_json(direct)
+    assert told["samples"]["direct rollouts"]["all"] == 4
+    assert told["samples"]["direct rollouts"]["together"] < 4
+    assert "samples of a problem are drawn together" in text
+    assert "trees" not in text.replace("trees and prompts", "")
+    assert direct.work["rollout_seconds"] > 0
+    sampling = dataclasses.replace(direct, phases=direct.phases[2:3])
+    small = dataclasses.replace(sampling, chip=dataclasses.replace(plan.chip, memory=sampling.peak.total / 2))
+    assert "rollout.num_slots=32" in explain(small)
 
 
 def test_what_cannot_fit_is_explained_by_its_biggest_share(plan):

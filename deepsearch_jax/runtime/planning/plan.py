@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import math
 import pathlib
-import time
 from typing import Any
 
 import jax
@@ -12,14 +11,23 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from deepsearch_jax.decode import DecodeSettings
 from deepsearch_jax.policy import ModelConfig, blocks_for, compiling_for
-from deepsearch_jax.runtime.device import Prompts
 from deepsearch_jax.runtime.layout import coarse_rows, fine_bucket, has_few_operations
 from deepsearch_jax.runtime.learning import Learner, sampling_params
-from deepsearch_jax.runtime.memory import abstract_state, page_bytes, pool_pages, settle_pool, state_bytes
+from deepsearch_jax.runtime.memory import abstract_state, page_bytes, state_bytes
 from deepsearch_jax.runtime.planning.chips import Chip
-from deepsearch_jax.runtime.planning.hlo import Collectives, Traffic, read_collectives
+from deepsearch_jax.runtime.planning.hlo import Traffic
+from deepsearch_jax.runtime.planning.programs import Compiled, compile_program
+from deepsearch_jax.runtime.planning.sampling import (
+    Direct,
+    compile_direct,
+    compile_search,
+    direct_calls,
+    direct_group,
+    pool_gib,
+    search_program,
+    slots_of_device,
+)
 from deepsearch_jax.runtime.planning.work import (
     DECODE_SHARE,
     MFU,
@@ -30,7 +38,6 @@ from deepsearch_jax.runtime.planning.work import (
     weight_counts,
 )
 from deepsearch_jax.runtime.rollouts import bucket
-from deepsearch_jax.runtime.search_device import Problems, Program, empty_state, search_iteration
 from deepsearch_jax.runtime.settings import RunSettings
 from deepsearch_jax.training import TrainState, num_row_shards
 from deepsearch_jax.types import PackedBatch, TokenBatch, TokenSums
@@ -53,24 +60,6 @@ class Rows:
     def micro_batch_tokens(self, shards: int) -> int:
         """Tokens that a device computes at a time."""
         return (self.micro_batch_rows or self.num_rows // shards) * self.length
-
-
-@dataclasses.dataclass
-class Compiled:
-    """What a compiled program says of itself, per device.
-
-    Attributes:
-      arguments, temporary: bytes.
-      counted_flops: XLA's own count, the body of every loop once.
-      seconds: it took to compile.
-    """
-
-    program: jax.stages.Compiled
-    arguments: int
-    temporary: int
-    counted_flops: float
-    collectives: Collectives
-    seconds: float
 
 
 @dataclasses.dataclass
@@ -97,6 +86,8 @@ class Plan:
       mesh: devices by axis.
       stand_in: dtype that the programs were compiled with in place of the compute dtype; "" where it is the same.
       forms: the rows that were compiled, and their programs.
+      direct: who draws direct samples, and their programs.
+      search: its iteration; None where no tree is grown.
       work: operations and times by phase, per device and step.
     """
 
@@ -107,7 +98,8 @@ class Plan:
     prompt_length: int
     stand_in: str
     forms: list[tuple[Rows, Compiled]]
-    search: Compiled
+    direct: list[Direct]
+    search: Compiled | None
     num_pages: int
     wanted_pages: int
     transfer_bytes: float
@@ -173,31 +165,55 @@ def make_plan(
             (rows, compile_update(own if blocks_for(rows.length) is None else learner, state, rows))
             for rows in longest_rows(settings, model, shards, prompt_length)
         ]
-        program, num_slots, num_batches, prompt_room = search_program(
-            settings, compiled_model, num_devices, chip, prompt_length,
-            chip.available / (num_devices if chip.is_cpu else 1), learner.mesh,
-        )  # fmt: skip
+        memory = chip.available / (num_devices if chip.is_cpu else 1)
+        prompt_room = bucket(prompt_length, settings.rollout.prompt_multiple)
         params = jax.eval_shape(
             functools.partial(sampling_params, settings=settings, model=compiled_model, backend=chip.backend),
             jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state.params),
         )
-        search, slots_bytes = compile_search(program, params, num_slots, prompt_room, settings.seed)
+        num_slots = slots_of_device(settings.rollout, num_devices)
+        gib = pool_gib(settings, compiled_model, learner.mesh, memory)
+        calls = direct_calls(settings, compiled_model, num_slots, gib)
+        direct = compile_direct(calls, compiled_model, params, num_slots, prompt_room, settings.seed)
+        trees = _NO_TREES
+        if settings.method == "deepsearch":
+            program, of_batch, num_batches, _ = search_program(
+                settings, compiled_model, num_devices, chip, prompt_length, memory, learner.mesh
+            )
+            search, slots_bytes = compile_search(program, params, of_batch, prompt_room, settings.seed)
+            trees = _Trees(
+                search, of_batch, program.num_pages * num_batches, num_slots * program.search.capacity,
+                slots_bytes * num_batches,
+            )  # fmt: skip
     copy = state_bytes(params)
-    wanted = num_slots * num_batches * settings.search.capacity
     is_spread = settings.mesh.fsdp * settings.mesh.tensor > 1
     sent = model.num_parameters * model.dtypes[1 if not settings.rollout.int8 else 0].itemsize
     held = _Held(
         pieces=state_bytes(state.params), state=state_bytes(state), copy=copy, sent=sent if is_spread else 0,
-        page_pool=program.num_pages * num_batches * page_bytes(compiled_model, settings.search.segment_length),
-        slots=slots_bytes * num_batches,
+        page_pool=trees.num_pages * page_bytes(compiled_model, settings.search.segment_length), slots=trees.slots,
     )  # fmt: skip
-    phases = _phases(settings, model, chip, held, search, forms)
+    phases = _phases(settings, model, chip, held, direct, trees.search, forms)
     plan = Plan(
-        settings, model, chip, mesh, prompt_room, stand_in, forms, search, program.num_pages * num_batches, wanted,
-        sent * (num_devices - 1) / num_devices if is_spread else 0.0, phases, {},
+        settings, model, chip, mesh, prompt_room, stand_in, forms, direct, trees.search, trees.num_pages,
+        trees.wanted_pages, sent * (num_devices - 1) / num_devices if is_spread else 0.0, phases, {},
     )  # fmt: skip
-    plan.work = _work(plan, copy, num_slots, prompt_room)
+    plan.work = _work(plan) | _decoding(plan, copy, trees.num_slots or num_slots)
     return plan
+
+
+@dataclasses.dataclass(frozen=True)
+class _Trees:
+    """What the trees of a device take: the iteration, trees of a batch; of all batches the pages, those that full trees
+    would have, and the bytes of the slots with the pages."""
+
+    search: Compiled | None
+    num_slots: int
+    num_pages: int
+    wanted_pages: int
+    slots: int
+
+
+_NO_TREES = _Trees(None, 0, 0, 0, 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,7 +230,7 @@ class _Held:
 
 
 def _phases(
-    settings: RunSettings, model: ModelConfig, chip: Chip, held: _Held, search: Compiled,
+    settings: RunSettings, model: ModelConfig, chip: Chip, held: _Held, direct: list[Direct], search: Compiled | None,
     forms: list[tuple[Rows, Compiled]],
 ) -> list[Phase]:  # fmt: skip
     """What a device holds in every phase of a step."""
@@ -228,16 +244,14 @@ def _phases(
     resident = {"parameters": held.pieces, "optimizer": held.state - held.pieces}
     if settings.loss.kl_coefficient:
         resident["reference policy"] = cast
-    phases = [
-        Phase("moving weights", resident | {"rollout weights": whole}),
-        Phase(
-            "rollouts",
-            resident | {
-                "rollout weights": held.copy, "page pool": held.page_pool,
-                "trees and prompts": held.slots - held.page_pool, "decoding": search.temporary,
-            },
-        ),
-    ]  # fmt: skip
+    phases = [Phase("moving weights", resident | {"rollout weights": whole})]
+    sampling = resident | {"rollout weights": held.copy}
+    if search is not None:
+        shares = {"page pool": held.page_pool, "trees and prompts": held.slots - held.page_pool}
+        phases.append(Phase("search", sampling | shares | {"decoding": search.temporary}))
+    for call in direct:
+        prompts = call.compiled.arguments - held.copy
+        phases.append(Phase(call.name, sampling | {"trees and prompts": prompts, "decoding": call.compiled.temporary}))
     for rows, compiled in forms:
         gradients = min(held.pieces * 4 / model.dtypes[0].itemsize, compiled.temporary)
         phases.append(
@@ -262,10 +276,13 @@ def _run_mesh(num_devices: int) -> Mesh | None:
 def longest_rows(settings: RunSettings, model: ModelConfig, shards: int, prompt_length: int) -> list[Rows]:
     """Rows of one response, and of trees where the settings allow them, as long and as many as they can be.
 
-    A tree is longest where its trajectories have nothing but the prompt in common.
+    A tree is longest where its trajectories have nothing but the prompt in common. Groups of direct samples, alone or
+    beside cached solutions, may be larger than what a tree gives.
     """
     search, pack, optimizer = settings.search, settings.pack, settings.optimizer
-    per_problem = search.num_trajectories if settings.method == "deepsearch" else settings.rounds.group_size
+    per_problem = search.num_trajectories if settings.method == "deepsearch" else 0
+    if direct_group(settings):
+        per_problem = max(per_problem, settings.rounds.group_size)
     num_responses = settings.rounds.update_problems * per_problem
     length = bucket(prompt_length + search.max_response_length, pack.row_multiple)
     num_rows = pack.min_rows
@@ -321,79 +338,10 @@ def compile_update(learner: Learner, state: TrainState, rows: Rows) -> Compiled:
     return compile_program(lowered, 1 if mesh is None else mesh.size)
 
 
-def compile_program(lowered: jax.stages.Lowered, num_devices: int) -> Compiled:
-    start = time.perf_counter()
-    compiled = lowered.compile()
-    memory: Any = compiled.memory_analysis()
-    cost = compiled.cost_analysis() or {}
-    collectives = Collectives({}, 0)
-    if num_devices > 1:
-        collectives = read_collectives(compiled.as_text() or "", num_devices)
-    return Compiled(
-        compiled,
-        memory.argument_size_in_bytes,
-        memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes,
-        float(cost.get("flops", math.nan)),
-        collectives,
-        time.perf_counter() - start,
-    )
-
-
-def search_program(
-    settings: RunSettings, model: ModelConfig, num_devices: int, chip: Chip, prompt_length: int, memory: float,
-    mesh: Mesh | None,
-) -> tuple[Program, int, int, int]:  # fmt: skip
-    """The iteration of the search on the longest paths as `Sampler` makes it, for one device.
-
-    Args:
-      memory: bytes of a device; for the page pool.
-      mesh: of the update, which says what training keeps.
-    Returns: the program, trees of a device and batch, batches, and the room for a prompt.
-    Raises:
-      ValueError: the devices cannot share the slots.
-    """
-    search = settings.search
-    rollout = settle_pool(settings.rollout, model, settings.optimizer, mesh, memory)
-    if rollout.num_slots % num_devices:
-        raise ValueError(
-            f"rollout.num_slots={rollout.num_slots} cannot be shared by {num_devices} devices; the next size that "
-            f"fits is {-(-rollout.num_slots // num_devices) * num_devices}"
-        )
-    num_batches = rollout.num_batches(chip.backend, num_devices)
-    num_slots = rollout.num_slots // num_batches // num_devices
-    num_pages = pool_pages(model, search, num_slots, num_batches=num_batches, pool_gib=rollout.page_pool_gib or 1e-9)
-    decode = DecodeSettings(
-        num_samples=search.children_per_expansion, segment_length=search.segment_length,
-        temperature=rollout.temperature, top_k=rollout.top_k, top_p=rollout.top_p, min_p=rollout.min_p,
-        entropy=rollout.entropy, eos_ids=model.eos_ids, recompute=num_pages < num_slots * search.capacity,
-    )  # fmt: skip
-    longest = min(search.max_depth, bucket(search.max_depth, rollout.path_multiple))
-    room = bucket(prompt_length, rollout.prompt_multiple)
-    lot_size = rollout.lot_size(chip.backend, search, num_slots * search.picks_per_step)
-    program = Program(model, search, decode, None, num_pages, longest, lot_size)
-    return program, num_slots, num_batches, room
-
-
-def compile_search(program: Program, params: Any, num_slots: int, prompt_room: int, seed: int) -> tuple[Compiled, int]:
-    """Compiles an iteration of the search on one device; also the bytes of its slots, page pool included."""
-    search = program.search
-    key = jax.eval_shape(lambda: jax.random.key(seed))
-    make = functools.partial(empty_state, program=program, num_slots=num_slots, prompt_length=prompt_room)
-    state = jax.eval_shape(make, key)
-    data = jax.eval_shape(lambda: jax.random.key_data(jnp.repeat(jax.random.key(seed)[None], num_slots)))
-    array: Any = jax.ShapeDtypeStruct
-    prompts = Prompts(array((num_slots, prompt_room), jnp.int32), array((num_slots,), jnp.int32), data)
-    waiting = Problems(array((num_slots,), jnp.int32), prompts, array((num_slots,), jnp.float32))
-    grid = (num_slots, search.picks_per_step, search.children_per_expansion)
-    lowered = search_iteration.lower(params, state, array(grid, jnp.int32), waiting, None, program=program)
-    compiled = compile_program(lowered, 1)
-    return compiled, compiled.arguments - state_bytes(params)
-
-
-def _work(plan: Plan, copy: float, num_slots: int, prompt_room: int) -> dict[str, Any]:
-    """Operations and times of a step whose responses are all as long as they may be."""
+def _work(plan: Plan) -> dict[str, Any]:
+    """Operations and times of the updates of a step whose responses are all as long as they may be."""
     settings, model, chip, devices = plan.settings, plan.model, plan.chip, plan.num_devices
-    search, rounds = settings.search, settings.rounds
+    rounds = settings.rounds
     is_far = chip.host > 0 and devices > chip.host
     link = chip.far_link if is_far else chip.link
     updates = rounds.problems_per_step // rounds.update_problems
@@ -411,20 +359,35 @@ def _work(plan: Plan, copy: float, num_slots: int, prompt_room: int) -> dict[str
     # Weights forward, again and backward in every pass, gradients added; the optimizer reads and writes its state.
     moved = passes * 4 * model.num_parameters * model.dtypes[1].itemsize / plan.mesh["tensor"] + 3 * resident
     update = Times(flops / devices / (chip.flops * MFU), moved / chip.bandwidth, compiled.collectives.sent / link)
-    K, S = search.children_per_expansion, search.segment_length
-    nodes = settings.rollout.lot_size(chip.backend, search, num_slots * search.picks_per_step)
-    prefix = prompt_room + search.max_depth / 2 * S
-    read = decode_step_bytes(model, copy, nodes, K, prefix, S / 2)
-    work = 2.0 * nodes * K * sum(weight_counts(model))
-    step = Times(work / (chip.flops * MFU), read / (chip.bandwidth * DECODE_SHARE), 0.0)
-    expansions = (search.max_nodes - 1) // K
     return {
         "updates": updates, "update_flops": flops * updates / devices, "update": update, "passes": passes,
-        "link": link, "is_far": is_far, "decode_step": step, "decode_bytes": read,
-        "tokens_per_second": devices * nodes * K / step.expected,
-        "expansion_seconds": S * step.expected,
-        "full_tree_seconds": S * step.expected * rounds.problems_per_step * expansions / (nodes * devices),
-        "moving_seconds": plan.transfer_bytes / link,
+        "link": link, "is_far": is_far, "moving_seconds": plan.transfer_bytes / link,
+    }  # fmt: skip
+
+
+def _decoding(plan: Plan, copy: float, num_slots: int) -> dict[str, Any]:
+    """Times of the rollouts of such a step: of its searches, or of its direct samples where nothing is searched.
+
+    Args:
+      num_slots: of a device: trees of a batch, or problems.
+    """
+    settings, model, chip = plan.settings, plan.model, plan.chip
+    search, problems = settings.search, settings.rounds.problems_per_step
+    if plan.search is not None:
+        K, S = search.children_per_expansion, search.segment_length
+        rows = settings.rollout.lot_size(chip.backend, search, num_slots * search.picks_per_step)
+        prefix, calls = plan.prompt_length + search.max_depth / 2 * S, (search.max_nodes - 1) // K
+    else:
+        call = plan.direct[-1]
+        K, S, rows = call.decode.num_samples, call.decode.segment_length, num_slots
+        prefix, calls = float(plan.prompt_length), call.num_calls
+    read = decode_step_bytes(model, copy, rows, K, prefix, S / 2)
+    work = 2.0 * rows * K * sum(weight_counts(model))
+    step = Times(work / (chip.flops * MFU), read / (chip.bandwidth * DECODE_SHARE), 0.0)
+    at_once = rows * plan.num_devices
+    return {
+        "decode_step": step, "decode_bytes": read, "tokens_per_second": at_once * K / step.expected,
+        "call_seconds": S * step.expected, "rollout_seconds": S * step.expected * calls * problems / at_once,
     }  # fmt: skip
 
 

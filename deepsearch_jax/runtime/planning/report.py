@@ -22,20 +22,31 @@ def render(plan: Plan) -> str:
         f"memory of a device, GiB ({plan.available / GIB:.2f} of {chip.memory / GIB:.2f} can be used)",
     ]
     kinds = list(dict.fromkeys(kind for phase in plan.phases for kind in phase.shares))
-    width = max(map(len, kinds)) + 2
-    lines.append(" " * width + "".join(f"{phase.name:>22}" for phase in plan.phases))
+    width = max(map(len, kinds))
+
+    def line(name: str, cells: list[str]) -> str:
+        widths = [max(len(phase.name), 7) + 2 for phase in plan.phases]
+        return f"{name:<{width}}" + "".join(f"{cell:>{size}}" for cell, size in zip(cells, widths, strict=True))
+
+    lines.append(line("", [phase.name for phase in plan.phases]))
     for kind in kinds:
-        row = [f"{phase.shares[kind] / GIB:22.2f}" if kind in phase.shares else f"{'-':>22}" for phase in plan.phases]
-        lines.append(f"{kind:<{width}}" + "".join(row))
-    lines.append(f"{'total':<{width}}" + "".join(f"{phase.total / GIB:22.2f}" for phase in plan.phases))
+        cells = [f"{phase.shares[kind] / GIB:.2f}" if kind in phase.shares else "-" for phase in plan.phases]
+        lines.append(line(kind, cells))
+    lines.append(line("total", [f"{phase.total / GIB:.2f}" for phase in plan.phases]))
     free = plan.available - plan.peak.total
-    lines.append(f"{'left':<{width}}" + "".join(f"{(plan.available - p.total) / GIB:22.2f}" for p in plan.phases))
+    lines.append(line("left", [f"{(plan.available - phase.total) / GIB:.2f}" for phase in plan.phases]))
     lines.append(f"peak: {plan.peak.name}, {plan.peak.total / GIB:.2f} GiB, {free / GIB:.2f} GiB left")
     if plan.num_pages < plan.wanted_pages:
         lines.append(
             f"page pool: {plan.num_pages} of the {plan.wanted_pages} pages that full trees would have; nodes without "
             "one are encoded again"
         )
+    lines += [
+        f"{call.name}: {call.decode.num_samples} of the {call.num_samples} samples of a problem are drawn together, in "
+        f"{call.num_calls} calls one after the other"
+        for call in plan.direct
+        if call.num_calls > 1
+    ]
     if plan.stand_in:
         lines.append(
             f"programs compiled by XLA for CPU, scanned and cut up as on the accelerator, with {plan.stand_in} in "
@@ -50,6 +61,7 @@ def render(plan: Plan) -> str:
             f"{compiled.counted_flops / 1e12:.3g} TFLOP (the body of each loop once)"
         )
     update, step = work["update"], work["decode_step"]
+    half = "paths of half the depth" if plan.search else "responses of half the length"
     lines += [
         f"operations of a step's {work['updates']} update(s) on responses of full length, by sizes: "
         f"{work['update_flops'] / 1e15:.3g} PFLOP a device",
@@ -61,13 +73,22 @@ def render(plan: Plan) -> str:
         f"{work['link'] / 1e9:.0f} GB/s{' between machines' if work['is_far'] else ''} {update.links:.3g} s); "
         f"{work['updates']} a step",
         f"  decode step: {step.expected * 1e3:.3g} ms, bound by {step.bound} ({work['decode_bytes'] / 1e9:.3g} GB at "
-        f"{DECODE_SHARE:.0%} of {chip.bandwidth / 1e12:.3g} TB/s, paths of half the depth); "
-        f"{work['tokens_per_second']:.0f} tokens/s on all devices",
-        f"  one expansion of every slot: {work['expansion_seconds']:.3g} s; a step whose trees all grow to their "
-        f"limit: {work['full_tree_seconds'] / 3600:.3g} h (pages all resident; trees usually end far earlier)",
+        f"{DECODE_SHARE:.0%} of {chip.bandwidth / 1e12:.3g} TB/s, {half}); {work['tokens_per_second']:.0f} tokens/s on "
+        "all devices",
+        _rollouts(plan),
         f"  moving the weights to the rollouts: {work['moving_seconds']:.3g} s a step",
     ]
     return "\n".join(lines)
+
+
+def _rollouts(plan: Plan) -> str:
+    call, step = plan.work["call_seconds"], plan.work["rollout_seconds"] / 3600
+    if plan.search:
+        return (
+            f"  one expansion of every slot: {call:.3g} s; a step whose trees all grow to their limit: {step:.3g} h "
+            "(pages all resident; trees usually end far earlier)"
+        )
+    return f"  one response of every row: {call:.3g} s; a batch of problems with responses of full length: {step:.3g} h"
 
 
 def _describe(rows: Rows) -> str:
@@ -98,6 +119,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
         "available_bytes": round(plan.available), "left_bytes": round(plan.available - plan.peak.total),
         "phases": {phase.name: {kind: round(n) for kind, n in phase.shares.items()} for phase in plan.phases},
         "pages": plan.num_pages, "pages_wanted": plan.wanted_pages,
+        "samples": {call.name: {"together": call.decode.num_samples, "all": call.num_samples} for call in plan.direct},
         "row_length": rows.length, "stand_in_dtype": plan.stand_in,
         "update_flops": plan.work["update_flops"], "xla_flops_loops_once": compiled.counted_flops,
         "collectives": {
@@ -156,14 +178,32 @@ def changes(plan: Plan, phase: Phase) -> list[Change]:
     copy = shares.get("rollout weights", 0)
     if not settings.rollout.int8 and phase.name != "moving weights":
         found.append(Change("rollout.int8=True", copy - model.num_parameters))
-    if phase.name == "rollouts":
-        return found + _rollout_changes(plan, phase)
+    if phase.name == "search":
+        return found + _search_changes(plan, phase)
+    if any(call.name == phase.name for call in plan.direct):
+        return found + _direct_changes(plan, phase)
     if phase.name.startswith("update"):
         found += _update_changes(plan, phase)
     return found
 
 
-def _rollout_changes(plan: Plan, phase: Phase) -> list[Change]:
+def _direct_changes(plan: Plan, phase: Phase) -> list[Change]:
+    """Fewer samples together, fewer problems at a time."""
+    call, rollout, found = next(call for call in plan.direct if call.name == phase.name), plan.settings.rollout, []
+    num_slots, together = rollout.num_slots // plan.num_devices, call.decode.num_samples
+    of_one = num_slots * page_bytes(plan.model, call.decode.segment_length)
+    if together > 1:
+        less = together // 2
+        found.append(
+            Change(f"rollout.page_pool_gib={1.01 * less * of_one / GIB:.2g} (more calls)", (together - less) * of_one)
+        )
+    if num_slots > 1:
+        less = num_slots // 2
+        found.append(Change(f"rollout.num_slots={less * plan.num_devices}", (1 - less / num_slots) * together * of_one))
+    return found
+
+
+def _search_changes(plan: Plan, phase: Phase) -> list[Change]:
     settings, shares, found = plan.settings, phase.shares, []
     missing = max(phase.total - plan.available, 0)
     pool = shares["page pool"]
