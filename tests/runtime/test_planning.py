@@ -94,14 +94,13 @@ def test_rows_have_room_for_the_largest_groups():
     settings = settings_of("deepsearch_1_5b", "h200", path="x")
     settings = with_rounds(settings, group_size=12)
     always = dataclasses.replace(settings, cache=dataclasses.replace(settings.cache, capacity=0))
-    full = dataclasses.replace(settings, filter=dataclasses.replace(settings.filter, min_direct=12))
 
     def rows(settings):
         return [(rows.num_rows, rows.length) for rows in longest_rows(settings, TINY, 1, 2048)]
 
     # 32 problems, 8 trajectories of a tree; 12 direct samples, or direct and cached ones together: 384 rows, up to 512.
     # Trees have 2,048 + 8 or 12 x 16,384 tokens, but end at 73,728.
-    assert rows(always) == rows(full) == [(256, 18432), (32, 73728)]
+    assert rows(always) == [(256, 18432), (32, 73728)]
     assert rows(settings) == [(512, 18432), (32, 73728)]
     for when in ("hard", "no_signal"):
         assert rows(with_rounds(always, search_when=when)) == rows(settings)
@@ -280,7 +279,8 @@ def plan():
     search = dataclasses.replace(settings.search, capacity=13, max_depth=4, num_trajectories=4)
     rounds = dataclasses.replace(settings.rounds, problems_per_step=8, group_size=4)
     pack = dataclasses.replace(settings.pack, min_rows=32, max_tree_tokens=96)
-    settings = dataclasses.replace(settings, search=search, rounds=rounds, pack=pack)
+    room = dataclasses.replace(settings.filter, min_direct=2)
+    settings = dataclasses.replace(settings, search=search, rounds=rounds, pack=pack, filter=room)
     chip = find_chip("v5e")
     model, prompt = planned_model(settings, "", chip)
     return make_plan(settings, model, {"data": 2, "fsdp": 4}, chip, prompt_length=prompt)
@@ -309,10 +309,11 @@ def test_a_small_run_is_planned_as_the_accelerator_runs_it(plan):
 
 
 def test_a_plan_names_who_samples(plan):
-    # No direct rollouts: four of a group have to be new ones, and it has no more, so that no cached one finds a place.
-    names = ["moving weights", "search", "filter", "evaluation", "update on responses", "update on trees"]
-    assert [phase.name for phase in plan.phases] == names
+    # Direct rollouts: a problem with a cached solution, which is not searched, gets three of a group of four.
+    names = ["moving weights", "search", "filter", "evaluation", "direct rollouts"]
+    assert [phase.name for phase in plan.phases] == [*names, "update on responses", "update on trees"]
     assert to_json(plan)["samples"]["filter"] == {"together": 4, "all": 4}
+    assert to_json(plan)["samples"]["direct rollouts"] == {"together": 3, "all": 3}
     assert plan.wanted_pages == plan.settings.rollout.num_slots // 8 * 13
 
 

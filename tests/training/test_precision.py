@@ -68,7 +68,7 @@ def test_masters_are_float32_and_gradients_are_summed_in_float32(cut):
     settings = dataclasses.replace(SETTINGS, **cut)
     state, _ = training.supervised_update(state, batch, log_prob_fn, settings)
     assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
-    for mean, expected in zip(jax.tree.leaves(state.opt_state[0].mu), jax.tree.leaves(total), strict=True):
+    for mean, expected in zip(jax.tree.leaves(state.opt_state[1][0].mu), jax.tree.leaves(total), strict=True):
         expected = 0.1 * expected / batch.loss_mask.sum()  # sums in bfloat16 would be off by 4e-3
         np.testing.assert_allclose(mean, expected, atol=2e-5 * np.abs(expected).max())
 

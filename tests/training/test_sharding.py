@@ -72,7 +72,7 @@ def test_updates_equal_those_of_one_device(shape):
     for name in ("loss", "grad_norm", "entropy", "num_tokens", "max_abs_log_ratio"):
         np.testing.assert_allclose(metrics[name], expected_metrics[name], rtol=1e-5, err_msg=name)
     # The first moments are the gradients, up to a factor.
-    means, expected = (jax.tree.leaves(s.opt_state[0].mu) for s in (state, expected_state))
+    means, expected = (jax.tree.leaves(s.opt_state[1][0].mu) for s in (state, expected_state))
     for mean, other in zip(means, expected, strict=True):
         np.testing.assert_allclose(mean, other, atol=1e-5 * float(jnp.abs(other).max()), rtol=1e-4)
 
@@ -83,7 +83,7 @@ def test_parameters_and_moments_stay_in_pieces(shape):
     whole = sum(leaf.nbytes for leaf in jax.tree.leaves(state.params))
     norms = sum(leaf.nbytes for path, leaf in jax.tree.leaves_with_path(state.params) if path[-1].key == "scale")
     pieces = shape[1] * shape[2]
-    moments = state.opt_state[0]
+    moments = state.opt_state[1][0]
     for tree in (state.params, moments.mu, moments.nu):
         assert bytes_per_device(tree) <= (whole - norms) / pieces + norms + biases_of(tree, shape)
     for leaf, moment in zip(jax.tree.leaves(state.params), jax.tree.leaves(moments.mu), strict=True):

@@ -52,7 +52,7 @@ def direct_group(settings: RunSettings) -> int:
     sizes = [0]
     if rounds.search_when == "no_signal":
         sizes += [rounds.first_samples, rounds.group_size - rounds.first_samples]
-    if settings.uses_cache and settings.filter.min_direct < rounds.group_size:
+    if settings.uses_cache:
         sizes.append(rounds.group_size - 1)  # beside one cached solution
     return max(sizes)
 
