@@ -9,6 +9,7 @@ start's.
 """
 
 import argparse
+import dataclasses
 import pathlib
 from typing import Any
 
@@ -46,8 +47,8 @@ def learn(setting: Setting, seed: int, at: list[int], rate: float, workdir: path
     settings = lesson(setting, seed, max(at), rate)
     start = make_start(workdir, setting, seed, print)
     task = build_task(settings.task, "", settings.seed)
-    path = {"path": str(start), "param_dtype": settings.model.param_dtype}
-    model, params = build_policy(type(settings.model)(**path), task, settings.search, settings.seed)
+    pretrained = dataclasses.replace(settings.model, path=str(start))
+    model, params = build_policy(pretrained, task, settings.search, settings.seed)
     learner = Learner(settings, model, build_mesh(1), workdir)
     sampler = Sampler(
         task, model, settings.search, settings.rollout, run_key=jax.random.key(seed), mesh=None,

@@ -67,6 +67,24 @@ class RolloutSettings:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
 
+    def slots_of(self, num_devices: int) -> int:
+        """Slots of one device. Raises: ValueError where the devices cannot share them."""
+        if self.num_slots % num_devices:
+            raise ValueError(
+                f"rollout.num_slots={self.num_slots} cannot be shared by {num_devices} devices; the next size that "
+                f"fits is {-(-self.num_slots // num_devices) * num_devices}"
+            )
+        return self.num_slots // num_devices
+
+    def decoding(
+        self, num_samples: int, length: int, eos_ids: tuple[int, ...], temperature: float | None = None
+    ) -> DecodeSettings:
+        """Of a call that samples `num_samples` segments of up to `length` tokens; temperature: by default ours."""
+        return DecodeSettings(
+            num_samples=num_samples, segment_length=length, top_k=self.top_k, top_p=self.top_p, min_p=self.min_p,
+            temperature=self.temperature if temperature is None else temperature, entropy=self.entropy, eos_ids=eos_ids,
+        )  # fmt: skip
+
     def num_batches(self, backend: str, num_devices: int) -> int:
         """Batches that the slots of a search form on a jax backend of that name: 1 or 2."""
         halves = self.half_batches == "yes" or (self.half_batches == "auto" and backend != "cpu")

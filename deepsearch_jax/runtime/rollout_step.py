@@ -108,8 +108,8 @@ def _direct_first(
         problems = [problem for problem in problems if problem.id not in hard]
     if not problems:
         return []
-    size, probe = settings.rounds.group_size, settings.rounds.probe_size
-    if settings.rounds.search_when != "no_signal" or probe in (0, size):
+    size, probe = settings.rounds.group_size, settings.rounds.first_samples
+    if settings.rounds.search_when != "no_signal" or probe == size:
         return sampler.direct(params, problems, size, Purpose.DIRECT, counters)
     groups = sampler.direct(params, problems, probe, Purpose.DIRECT, counters)
     mixed = [group.problem for group in groups if 0 < group.num_correct < len(group.responses)]

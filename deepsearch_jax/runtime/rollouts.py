@@ -62,11 +62,7 @@ class Sampler:
           ValueError: slots that the devices cannot share, or responses longer than the model's positions.
         """
         devices = 1 if mesh is None else mesh.size
-        if rollout.num_slots % devices:
-            raise ValueError(
-                f"rollout.num_slots={rollout.num_slots} cannot be shared by {devices} devices; the next size that "
-                f"fits is {-(-rollout.num_slots // devices) * devices}"
-            )
+        rollout.slots_of(devices)  # or they cannot share them
         self._num_devices, self._num_batches = devices, rollout.num_batches(jax.default_backend(), devices)
         self.task, self.model, self.search_settings, self.rollout = task, model, search, rollout
         self.run_key, self._mesh = run_key, mesh
@@ -110,7 +106,7 @@ class Sampler:
         """The responses of a chunk, still on the device, by the calls that sample them one after the other."""
         num_samples = decode.num_samples
         together = samples_at_once(
-            self.model, self.rollout.num_slots // self._num_devices, num_samples, decode.segment_length,
+            self.model, self.rollout.slots_of(self._num_devices), num_samples, decode.segment_length,
             pool_gib=self.rollout.page_pool_gib,
         )  # fmt: skip
         call = functools.partial(device.sample_direct, model=self.model, mesh=self._mesh)
@@ -271,16 +267,7 @@ class Sampler:
         return responses
 
     def _decode_settings(self, num_samples: int, length: int, temperature: float | None = None) -> DecodeSettings:
-        return DecodeSettings(
-            num_samples=num_samples,
-            segment_length=length,
-            temperature=self.rollout.temperature if temperature is None else temperature,
-            top_k=self.rollout.top_k,
-            top_p=self.rollout.top_p,
-            min_p=self.rollout.min_p,
-            entropy=self.rollout.entropy,
-            eos_ids=self.model_eos,
-        )
+        return self.rollout.decoding(num_samples, length, self.model_eos, temperature)
 
     def _batches(
         self, problems: Sequence[Problem], purpose: Purpose, counters: tuple[int, int]

@@ -136,6 +136,13 @@ def test_the_planned_direct_calls_are_those_that_a_run_makes(changes, sizes):
         assert (decode.num_samples, decode.segment_length, decode.temperature) == (num_samples, length, temperature)
 
 
+def sampler_of(settings, task, model):
+    return Sampler(
+        task, model, settings.search, settings.rollout, run_key=jax.random.key(0), mesh=None,
+        check_stop=lambda: None, advance=lambda done, detail: None,
+    )  # fmt: skip
+
+
 class Seen(Exception):
     """A call was seen, and that is enough."""
 
@@ -146,10 +153,7 @@ def test_a_planned_direct_call_is_that_of_the_sampler(monkeypatch, room):
     settings = dataclasses.replace(settings, rollout=dataclasses.replace(settings.rollout, page_pool_gib=room))
     task = build_task(settings.task, "", 0)
     model, _ = planned_model(settings, "", find_chip("cpu"))
-    sampler = Sampler(
-        task, model, settings.search, settings.rollout, run_key=jax.random.key(0), mesh=None,
-        check_stop=lambda: None, advance=lambda done, detail: None,
-    )  # fmt: skip
+    sampler = sampler_of(settings, task, model)
     seen = []
 
     def record(*_, decode, **rest):
@@ -195,10 +199,7 @@ def test_a_search_that_starts_from_samples_is_planned_with_room_for_them(probe):
     settings = with_rounds(settings_of("quickstart", "short"), search_when="no_signal", group_size=6, probe_size=probe)
     task = build_task(settings.task, "", 0)
     model, prompt = planned_model(settings, "", find_chip("cpu"))
-    sampler = Sampler(
-        task, model, settings.search, settings.rollout, run_key=jax.random.key(0), mesh=None,
-        check_stop=lambda: None, advance=lambda done, detail: None,
-    )  # fmt: skip
+    sampler = sampler_of(settings, task, model)
     program, *_ = search_program(settings, model, 1, find_chip("cpu"), prompt, 1e9, None)
     search = settings.search
     assert program.search.capacity == search.capacity + (probe or 6) * search.max_depth
@@ -210,10 +211,7 @@ def test_the_planned_search_is_that_of_the_sampler():
     settings = settings_of("quickstart", "short")
     task = build_task(settings.task, "", 0)
     model, prompt = planned_model(settings, "", find_chip("cpu"))
-    sampler = Sampler(
-        task, model, settings.search, settings.rollout, run_key=jax.random.key(0), mesh=None,
-        check_stop=lambda: None, advance=lambda done, detail: None,
-    )  # fmt: skip
+    sampler = sampler_of(settings, task, model)
     program, slots, batches, _ = search_program(settings, model, 1, find_chip("cpu"), prompt, 1e9, None)
     assert program._replace(path_bucket=0) == sampler._search_program(settings.search)
     assert (slots, batches) == (64, 1)

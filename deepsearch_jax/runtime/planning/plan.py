@@ -26,7 +26,6 @@ from deepsearch_jax.runtime.planning.sampling import (
     direct_group,
     pool_gib,
     search_program,
-    slots_of_device,
 )
 from deepsearch_jax.runtime.planning.work import (
     DECODE_SHARE,
@@ -171,7 +170,7 @@ def make_plan(
             functools.partial(sampling_params, settings=settings, model=compiled_model, backend=chip.backend),
             jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state.params),
         )
-        num_slots = slots_of_device(settings.rollout, num_devices)
+        num_slots = settings.rollout.slots_of(num_devices)
         gib = pool_gib(settings, compiled_model, learner.mesh, memory)
         calls = direct_calls(settings, compiled_model, num_slots, gib)
         direct = compile_direct(calls, compiled_model, params, num_slots, prompt_room, settings.seed)

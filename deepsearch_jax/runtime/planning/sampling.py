@@ -14,7 +14,6 @@ from deepsearch_jax.runtime.device import Prompts, sample_direct
 from deepsearch_jax.runtime.memory import pool_pages, samples_at_once, settle_pool, state_bytes
 from deepsearch_jax.runtime.planning.chips import Chip
 from deepsearch_jax.runtime.planning.programs import Compiled, compile_program
-from deepsearch_jax.runtime.rollout_settings import RolloutSettings
 from deepsearch_jax.runtime.rollouts import bucket, grafting
 from deepsearch_jax.runtime.search_device import Problems, Program, empty_state, search_iteration
 from deepsearch_jax.runtime.settings import RunSettings
@@ -63,16 +62,6 @@ def searched(settings: RunSettings) -> SearchSettings:
     return grafting(settings.search, rounds.first_samples if rounds.search_when == "no_signal" else 0)
 
 
-def slots_of_device(rollout: RolloutSettings, num_devices: int) -> int:
-    """Raises: ValueError where the devices cannot share the slots."""
-    if rollout.num_slots % num_devices:
-        raise ValueError(
-            f"rollout.num_slots={rollout.num_slots} cannot be shared by {num_devices} devices; the next size that "
-            f"fits is {-(-rollout.num_slots // num_devices) * num_devices}"
-        )
-    return rollout.num_slots // num_devices
-
-
 def pool_gib(settings: RunSettings, model: ModelConfig, mesh: Mesh | None, memory: float) -> float:
     """GiB of a device for keys and values of what it samples.
 
@@ -97,10 +86,10 @@ def search_program(
     """
     search, rollout = searched(settings), settings.rollout
     num_batches = rollout.num_batches(chip.backend, num_devices)
-    num_slots = slots_of_device(rollout, num_devices) // num_batches
+    num_slots = rollout.slots_of(num_devices) // num_batches
     gib = pool_gib(settings, model, mesh, memory)
     num_pages = pool_pages(model, search, num_slots, num_batches=num_batches, pool_gib=gib)
-    decode = _decode(rollout, model, search.children_per_expansion, search.segment_length)
+    decode = rollout.decoding(search.children_per_expansion, search.segment_length, model.eos_ids)
     recompute = num_pages < num_slots * search.capacity or search.num_grafts > 0
     decode = dataclasses.replace(decode, recompute=recompute)
     longest = min(search.max_depth, bucket(search.max_depth, rollout.path_multiple))
@@ -147,12 +136,11 @@ def direct_calls(
     length = settings.search.max_response_length
     found = []
     if rounds.filter_problems and (rounds.filter_first_round or rounds.num_rounds > 1):
-        found.append(("filter", settings.filter.num_samples, _decode(rollout, model, 1, length)))
-    cold = dataclasses.replace(rollout, temperature=evaluation.temperature)
-    decode = _decode(cold, model, 1, evaluation.max_length or length)
+        found.append(("filter", settings.filter.num_samples, rollout.decoding(1, length, model.eos_ids)))
+    decode = rollout.decoding(1, evaluation.max_length or length, model.eos_ids, evaluation.temperature)
     found.append(("evaluation", evaluation.num_samples, decode))
     if group := direct_group(settings):
-        found.append(("direct rollouts", group, _decode(rollout, model, 1, length)))
+        found.append(("direct rollouts", group, rollout.decoding(1, length, model.eos_ids)))
 
     def bounded(num_samples: int, decode: DecodeSettings) -> DecodeSettings:
         together = samples_at_once(model, num_slots, num_samples, decode.segment_length, pool_gib=gib)
@@ -173,13 +161,6 @@ def compile_direct(
             lowered = sample_direct.lower(params, prompts, None, model=model, decode=decode, mesh=None)
             found[decode] = compile_program(lowered, 1)
     return [Direct(name, num_samples, decode, found[decode]) for name, num_samples, decode in calls]
-
-
-def _decode(rollout: RolloutSettings, model: ModelConfig, num_samples: int, length: int) -> DecodeSettings:
-    return DecodeSettings(
-        num_samples=num_samples, segment_length=length, temperature=rollout.temperature, top_k=rollout.top_k,
-        top_p=rollout.top_p, min_p=rollout.min_p, entropy=rollout.entropy, eos_ids=model.eos_ids,
-    )  # fmt: skip
 
 
 def _prompts(num_slots: int, prompt_room: int, seed: int) -> Prompts:
