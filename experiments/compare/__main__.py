@@ -1,6 +1,7 @@
 """Compares methods: `python -m experiments.compare --suite=NAME --workdir=DIR [--jobs=N]`, resumable at any time.
 
-`python -m experiments.compare --report DIR... --output docs/results.md` writes the page of several suites anew.
+`python -m experiments.compare --report SOURCE... --output docs/results.md` writes the page of several suites anew, each
+from its workdir or from figures (JSON) that an earlier page left.
 """
 
 from experiments.large_pages import begin_again_with_large_pages
@@ -41,7 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--workdir", type=pathlib.Path, help="directory of the suite's runs and results")
     parser.add_argument("--jobs", type=int, default=1, help="processes that share the runs")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--report", nargs="+", type=pathlib.Path, metavar="DIR", help="workdirs of suites to report")
+    parser.add_argument(
+        "--report", nargs="+", type=pathlib.Path, metavar="SOURCE", help="workdirs of suites, or their figures (JSON)"
+    )
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("docs/results.md"))
     options = parser.parse_args(argv)
     try:
@@ -50,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"written: {options.output}")
             return 0
         if not options.suite or not options.workdir:
-            parser.error("--suite and --workdir are needed, or --report with workdirs")
+            parser.error("--suite and --workdir are needed, or --report with workdirs or figures")
         if options.jobs < 1:
             raise ValueError(f"--jobs={options.jobs} must be at least 1")
         suite = load_suite(options.suite)

@@ -43,30 +43,46 @@ def write_results(suite: Suite, workdir: pathlib.Path) -> list[pathlib.Path]:
 
 _INTRODUCTION = """# Results
 
-Written by `python -m experiments.compare --report DIR...` from the saved runs of suites (`docs/comparing.md` says how
-they are made and what the columns are). Every setting that was tried is here, wins and losses alike.
+Written by `python -m experiments.compare --report SOURCE...` from saved runs or figures of suites (`docs/comparing.md`
+says how they are made and what the columns are). Every setting that was tried is here, wins and losses alike.
 """
 
 
-def write_page(workdirs: Sequence[pathlib.Path], output: pathlib.Path) -> None:
+def write_page(sources: Sequence[pathlib.Path], output: pathlib.Path) -> None:
     """Writes one page over several suites, with its pictures and figures (JSON) in a folder beside it.
 
+    Args:
+      sources: workdirs of suites, or figures (JSON) that an earlier page left, for suites whose runs are elsewhere.
+
     Raises:
-      ValueError: a directory holds no suite.
+      ValueError: a directory holds no suite, a file no figures, or two sources are of one suite.
     """
-    suites = [suite_in(workdir) for workdir in workdirs]
+    found = [read_figures(source) if source.is_file() else results_of(suite_in(source), source) for source in sources]
+    names = [results["suite"] for results in found]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ValueError(f"suite {', '.join(sorted(twice))} is given twice; give one workdir or file of each suite")
     folder = output.with_suffix("")
     folder.mkdir(parents=True, exist_ok=True)
     parts = [_INTRODUCTION]
     pictures = []
-    for suite, workdir in zip(suites, workdirs):
-        results = results_of(suite, workdir)
-        picture = folder / f"{suite.name}.png"
+    for name, results in zip(names, found):
+        picture = folder / f"{name}.png"
         if results.get("settings"):
             draw(picture, results)
             pictures.append(picture)
-        write_json(folder / f"{suite.name}.json", results)
+        write_json(folder / f"{name}.json", results)
         parts.append(markdown(results, picture=f"{folder.name}/{picture.name}" if picture in pictures else ""))
     text = "\n".join(parts)
     output.write_text(text, encoding="utf-8")
     output.with_suffix(".html").write_text(page("Results", text, pictures), encoding="utf-8")
+
+
+def read_figures(path: pathlib.Path) -> dict[str, Any]:
+    """Figures of a suite that `write_page` or `write_results` left. Raises: ValueError if the file holds none."""
+    try:
+        figures = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); give the results.json of a suite, or its workdir") from error
+    if not isinstance(figures, dict) or "suite" not in figures or not {"settings", "frozen", "starts"} & set(figures):
+        raise ValueError(f"{path} holds no figures of a suite; give the results.json of one, or its workdir")
+    return figures
