@@ -42,7 +42,7 @@ def run(trees, request, lot_size):
     return jax.tree.map(np.asarray, in_lots(CONFIG, trees.params, trees.pages, request, trees.settings, lot_size))
 
 
-@pytest.mark.parametrize("lot_size", [1, 3, 5])
+@pytest.mark.parametrize("lot_size", [pytest.param(1, marks=pytest.mark.slow), 3, 5])
 def test_lots_change_nothing(lot_size):
     trees, request = grown()
     (want_pages, want, want_recomputed), (pages, got, recomputed) = (run(trees, request, n) for n in (0, lot_size))

@@ -17,6 +17,7 @@ from tests.runtime.test_lora import lora_settings
 from tests.runtime.test_trainer import SETTINGS, StopAt, WarmStarted, finish, make_trainer, rows
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_other_slots_and_rows(tmp_path):
     """What has to divide by the devices may change with them; the samples stay, sums round otherwise."""
     other = dataclasses.replace(
@@ -116,6 +117,7 @@ def test_adapters_beside_the_warm_start_of_countdown_are_refused():
         RunSettings(task=TaskSettings(name="countdown"), lora=LoraSettings(rank=4))
 
 
+@pytest.mark.slow
 def test_adapters_of_a_model_from_nothing_can_be_read_back(tmp_path):
     one_step = dataclasses.replace(SETTINGS.rounds, num_rounds=1, steps_per_round=1)
     settings = lora_settings(rounds=one_step)

@@ -415,6 +415,7 @@ def test_eight_devices_run_and_resume(tmp_path):
     assert [row["step"] for row in rows(tmp_path) if row["kind"] == "train"] == [1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_a_run_with_spread_parameters_resumes_on_one_device_as_it_would_have_gone_on(tmp_path):
     rounds = dataclasses.replace(SETTINGS.rounds, num_rounds=1, steps_per_round=2)
     spread = dataclasses.replace(SETTINGS, num_devices=8, mesh=MeshSettings(fsdp=2, tensor=2), rounds=rounds)
