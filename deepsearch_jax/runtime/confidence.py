@@ -64,9 +64,13 @@ class Evidence:
     freedom: float = 0.0
 
     def decayed(self, decay: float, new: "Evidence") -> "Evidence":
-        """What is left of this, and the new evidence."""
+        """What is left of this after a step, and the new evidence."""
         names = [field.name for field in dataclasses.fields(self)]
         return Evidence(**{name: decay * getattr(self, name) + getattr(new, name) for name in names})
+
+    def plus(self, more: "Evidence") -> "Evidence":
+        """Both, of one step."""
+        return self.decayed(1.0, more)
 
     @property
     def slope(self) -> float | None:

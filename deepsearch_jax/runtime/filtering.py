@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deepsearch_jax.cache import FilterSettings, is_hard, next_subset
+from deepsearch_jax.cache import FilterSettings, SolutionCache, is_hard, next_subset, remove
 from deepsearch_jax.runtime.settings import RoundSettings
 
 
@@ -70,3 +70,9 @@ def choose_problems(
         subset, num_correct, np.where(num_samples > 0, num_samples, known[1]),
         passed=keys[candidates][~hard], num_hard=int(hard.sum()), is_all=is_all,
     )  # fmt: skip
+
+
+@jax.jit
+def forget(cache: SolutionCache, problem_ids: jax.Array) -> SolutionCache:
+    """The cache without problems that are not hard any more (Eq. 10); `problem_ids`: [M] int32 keys."""
+    return jax.lax.scan(lambda carry, problem_id: (remove(carry, problem_id), None), cache, problem_ids)[0]

@@ -72,6 +72,7 @@ class Sampler:
         self._sharding = None if mesh is None else NamedSharding(mesh, device.ROWS)
         self._stop_table = self.put_everywhere(self._build_stop_table())
         self.generated_tokens = 0  # every token sampled so far, whatever for; the caller saves and restores it
+        self.num_before = 0  # problems that earlier calls of a phase have done, for its progress; set by the caller
         self.num_watched = 0  # problems whose trees a search keeps as a whole, the first ones; set by the caller
 
     def put_everywhere(self, tree: T) -> T:
@@ -96,10 +97,10 @@ class Sampler:
             in_flight.append((chunk, self._sample(params, prompts, decode)))
             if len(in_flight) > 1:
                 groups += self._direct_groups(*in_flight.popleft())
-                self._advance(len(groups), f"{self.generated_tokens} tokens")
+                self._advance(self.num_before + len(groups), f"{self.generated_tokens} tokens")
         while in_flight:
             groups += self._direct_groups(*in_flight.popleft())
-            self._advance(len(groups), f"{self.generated_tokens} tokens")
+            self._advance(self.num_before + len(groups), f"{self.generated_tokens} tokens")
         return groups
 
     def _sample(self, params: Any, prompts: device.Prompts, decode: DecodeSettings) -> list[Segments]:

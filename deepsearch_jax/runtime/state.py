@@ -45,6 +45,8 @@ class Position:
       warm_start_step: supervised steps done.
       round_index: the current round.
       is_filtered: whether the current round has chosen its problems.
+      filtered: right ones among the samples of the candidates of a filter that is not finished, as far as it has come.
+      filter_evidence: what these samples say of confidence, fields of a confidence.Evidence.
       step_in_round: training steps done in the current round.
       step: training steps done in all.
       evaluated_step: step of the last evaluation; -1 before the first.
@@ -66,6 +68,8 @@ class Position:
     warm_start_step: int = 0
     round_index: int = 0
     is_filtered: bool = False
+    filtered: list[int] = dataclasses.field(default_factory=list)
+    filter_evidence: dict[str, float] = dataclasses.field(default_factory=dict)
     step_in_round: int = 0
     step: int = 0
     evaluated_step: int = -1

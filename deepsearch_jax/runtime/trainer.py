@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from deepsearch_jax.cache import SolutionCache, init_cache, is_hard, remove, shard_cache
+from deepsearch_jax.cache import init_cache, is_hard, shard_cache
 from deepsearch_jax.data.iterator import ProblemIterator
 from deepsearch_jax.data.problems import Problem, fingerprint, fingerprint_tokens
 from deepsearch_jax.policy import ModelConfig
@@ -27,7 +27,7 @@ from deepsearch_jax.runtime.confidence import Evidence, entropy_weight, evidence
 from deepsearch_jax.runtime.debug import hot_steps
 from deepsearch_jax.runtime.device import problem_keys
 from deepsearch_jax.runtime.evaluate import summarise
-from deepsearch_jax.runtime.filtering import candidate_pool, choose_problems, draw_candidates
+from deepsearch_jax.runtime.filtering import candidate_pool, choose_problems, draw_candidates, forget
 from deepsearch_jax.runtime.imported import import_solutions
 from deepsearch_jax.runtime.interrupt import Interrupted, StopRequest
 from deepsearch_jax.runtime.learning import Learner
@@ -47,6 +47,7 @@ from deepsearch_jax.runtime.workdir import refuse_other_config
 from deepsearch_jax.training import committed
 
 _WARM_START_CHUNK = 50  # supervised steps between two looks at the clock and at stop requests
+_FILTER_CHUNK = 16  # batches of rollout.num_slots problems between two such looks of a filter
 _WARM_START_PER_STEP = 50  # supervised steps that count as one training step for checkpoint.every_steps
 
 
@@ -269,23 +270,31 @@ class Trainer:
         candidates = draw_candidates(pool, settings.rounds, settings.seed, position.round_index)
         num_samples = settings.filter.num_samples
         with self.reporter.phase("filter", len(candidates)), hot_steps(settings.debug):
-            groups = self._sampler.direct(
-                self._sampling_params(), [self.problems[i] for i in candidates], num_samples, Purpose.FILTER, counters
-            )
-        self._learn_confidence(groups)
-        correct = [group.num_correct for group in groups]
+            while (done := len(position.filtered)) < len(candidates):
+                part = candidates[done : done + _FILTER_CHUNK * settings.rollout.num_slots]
+                self._sampler.num_before = done
+                groups = self._sampler.direct(
+                    self._sampling_params(), [self.problems[i] for i in part], num_samples, Purpose.FILTER, counters
+                )
+                known_so_far = Evidence(**position.filter_evidence)
+                position.filter_evidence = dataclasses.asdict(known_so_far.plus(evidence_of(groups)))
+                position.filtered = position.filtered + [group.num_correct for group in groups]
+                position.generated_tokens = self._sampler.generated_tokens
+                self._pause_in_filter(len(candidates))
+        self._sampler.num_before = 0
+        self._learn_confidence(Evidence(**position.filter_evidence))
+        correct, position.filtered, position.filter_evidence = position.filtered, [], {}
         key = problem_keys(self._run_key, int(Purpose.EASY), counters, np.zeros(1, np.int32))[0]
         known = np.asarray(self.arrays.num_correct), np.asarray(self.arrays.num_samples)
         chosen = choose_problems(key, self._keys, pool, candidates, correct, known, settings.filter)
         if chosen.is_all:
             self.reporter.line("filter: no candidate is hard; the round takes all of them")
         # Paths of problems that pass leave the cache, also of those that stay in the round as its easy share (Eq. 10).
-        cache = _forget(self.arrays.cache, chosen.passed) if settings.uses_cache else self.arrays.cache
+        cache = forget(self.arrays.cache, chosen.passed) if settings.uses_cache else self.arrays.cache
         self.arrays = dataclasses.replace(
             self.arrays, num_correct=jnp.asarray(chosen.num_correct), num_samples=jnp.asarray(chosen.num_samples),
             subset=jnp.asarray(chosen.subset), cache=cache,
         )  # fmt: skip
-        position.generated_tokens = self._sampler.generated_tokens
         rate = float(sum(correct) / (len(candidates) * num_samples))
         values = {
             "round": position.round_index, "candidates": len(candidates), "hard": chosen.num_hard,
@@ -298,6 +307,13 @@ class Trainer:
             f"round {position.round_index}: {values['hard']} of {len(candidates)} problems are hard "
             f"(success rate {rate:.3f}), {values['cached']} cached, {sum(times.values()):.0f}s"
         )
+
+    def _pause_in_filter(self, num_candidates: int) -> None:
+        """Stop requests and checkpoints between two parts of a filter: verdicts that are known need not come again."""
+        if len(self.position.filtered) < num_candidates:
+            self._stop.check()
+            if self._checkpoints.is_late():
+                self._save(wait=False)
 
     def _evaluate_if_due(self, *, is_last: bool = False) -> None:
         every, position = self.settings.evaluation.every_steps, self.position
@@ -342,7 +358,7 @@ class Trainer:
         self.arrays = dataclasses.replace(
             self.arrays, train=train, cache=drawn.cache, num_correct=num_correct, num_samples=num_samples
         )
-        evidence = self._learn_confidence(drawn.groups)
+        evidence = self._learn_confidence(evidence_of(drawn.groups))
         self._rollout_params = None
         position.step += 1
         position.step_in_round += 1
@@ -434,9 +450,9 @@ class Trainer:
         evidence = Evidence(**self.position.evidence).decayed(settings.confidence.decay, evidence_of(groups))
         return entropy_weight(evidence, start, settings.confidence)
 
-    def _learn_confidence(self, groups: Sequence[Group]) -> Evidence:
-        """Adds what the responses say of confidence to what is known."""
-        known = Evidence(**self.position.evidence).decayed(self.settings.confidence.decay, evidence_of(groups))
+    def _learn_confidence(self, new: Evidence) -> Evidence:
+        """Adds what the responses of a step or a filter say of confidence to what is known."""
+        known = Evidence(**self.position.evidence).decayed(self.settings.confidence.decay, new)
         self.position.evidence = dataclasses.asdict(known)
         return known
 
@@ -479,9 +495,3 @@ class Trainer:
             held_out=self.position.held_out if is_evaluated else None,
         )  # fmt: skip
         self._saved = dataclasses.replace(self.position)
-
-
-@jax.jit
-def _forget(cache: SolutionCache, problem_ids: jax.Array) -> SolutionCache:
-    """Removes problems that are not hard any more (Eq. 10)."""
-    return jax.lax.scan(lambda carry, problem_id: (remove(carry, problem_id), None), cache, problem_ids)[0]
