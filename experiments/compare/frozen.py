@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from deepsearch_jax.runtime import build_task
-from deepsearch_jax.runtime.compile_cache import CompileCount
+from deepsearch_jax.runtime.compile_cache import CompileCount, enable_compile_cache
 from deepsearch_jax.runtime.responses import Group, SearchStatistics
 from deepsearch_jax.runtime.rollouts import Purpose
 from deepsearch_jax.runtime.workdir import write_json
@@ -29,6 +29,7 @@ _REPEATS = 2  # searches of the same problems with other noise; the second one h
 def run_frozen(cell: Cell, workdir: pathlib.Path, say: Callable[[str], None]) -> None:
     """Searches (or samples) the first training problems with the start's policy and writes what came out."""
     config = cell.config(make_start(workdir, cell.setting, cell.seed, say))
+    enable_compile_cache(config.compile_cache)
     settings = settings_of(config)
     settings = dataclasses.replace(settings, rollout=dataclasses.replace(settings.rollout, num_slots=NUM_PROBLEMS))
     task = build_task(settings.task, settings.model.path, settings.seed)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import jax
 import pytest
 
 from experiments.compare.frozen import collect_frozen, run_frozen
@@ -45,8 +46,14 @@ def test_figures_by_hand(tmp_path):
 
 @pytest.mark.slow
 def test_a_frozen_suite_runs(tmp_path):
-    for cell in cells(FROZEN)[:2]:
-        run_frozen(cell, tmp_path, print)
+    before, programs = jax.config.values["jax_compilation_cache_dir"], str(tmp_path / "programs")
+    cached = dataclasses.replace(FROZEN, overrides={"compile_cache": programs})
+    try:
+        run_frozen(cells(FROZEN)[0], tmp_path, print)
+        run_frozen(cells(cached)[1], tmp_path, print)  # with the start that is there
+        assert jax.config.values["jax_compilation_cache_dir"] == programs
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
     results = results_of(FROZEN, tmp_path, draws=50)
     methods = results["frozen"]["tiny"]["methods"]
     assert methods["deepsearch"]["expansions"] > 0 == methods["direct"]["expansions"]
