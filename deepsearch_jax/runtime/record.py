@@ -140,4 +140,6 @@ class Recorder:
 
 def _is_direct(group: Group) -> bool:
     """Whether the group holds whole responses; another process may have searched it and kept its tree."""
-    return bool(group.responses) and all(len(response.segment_lengths) == 1 for response in group.responses)
+    return bool(group.responses) and all(
+        response.origin != "search" and len(response.segment_lengths) == 1 for response in group.responses
+    )

@@ -235,11 +235,12 @@ def test_trees_that_grew_elsewhere_are_left_to_the_others(tmp_path):
     path = response("23", 1.0, origin="search")
     path.segment_lengths, path.node_values = np.array([2, 1], np.int32), np.ones(2, np.float32)
     elsewhere = Group(PROBLEM, [2], [path, path])
+    flat = Group(Problem(3, "three", "3", "3"), [2], [response("3", 1.0, origin="search")])  # of one segment
     here = Group(Problem(2, "two", "2", "2"), [2], [response("2", 1.0), response("3", -1.0)])
     recorder = make_recorder(tmp_path)
     recorder.begin(1)
     recorder.learnt([elsewhere], [[np.zeros(2, np.float32)] * 2])
-    recorder.write([elsewhere, here], {})
+    recorder.write([elsewhere, flat, here], {})
     assert [tree.facts["problem"] for tree in read_trees(path_of(tmp_path / "trees", 1))] == ["two"]
 
 
