@@ -48,6 +48,8 @@ def test_parts_choose_the_problems_that_the_whole_does(at_once, tmp_path, monkey
     monkeypatch.setattr(trainer_module, "_FILTER_CHUNK", 2)
     trainer = make_trainer(tmp_path, FILTERING, ParityTask(40))
     calls, progress, _ = watch(trainer)
+    learn, learnt = trainer._learn_confidence, []
+    trainer._learn_confidence = lambda new: (learnt.append(new), learn(new))[1]
     finish(trainer)
     assert list(map(len, calls)) == [16, 16, 4]
     assert [key for call in calls for key in call] == at_once[2]
@@ -56,23 +58,15 @@ def test_parts_choose_the_problems_that_the_whole_does(at_once, tmp_path, monkey
     np.testing.assert_array_equal(trainer.arrays.num_correct, at_once[1].arrays.num_correct)
     assert [row["kind"] for row in rows(tmp_path)] == ["filter", "eval", "train", "eval"]
     assert rows(tmp_path)[0] == rows(at_once[0])[0]
-    assert trainer.position.evidence == pytest.approx(at_once[1].position.evidence)
-
-
-def test_the_evidence_is_that_of_all_parts(at_once, tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer_module, "_FILTER_CHUNK", 1)
-    learnt = []
-    trainer = make_trainer(tmp_path, FILTERING, ParityTask(40))
-    learn = trainer._learn_confidence
-    trainer._learn_confidence = lambda new: (learnt.append(new), learn(new))[1]
-    finish(trainer)
     expected = evidence_of(at_once[3])
     assert expected.pairs > 1
     assert dataclasses.asdict(learnt[0]) == pytest.approx(dataclasses.asdict(expected))
 
 
 # A filter looks before every batch and after every part but the last: 1 p 2 p 3 p 4 p 5.
-@pytest.mark.parametrize(("look", "known"), [(4, 2), (5, 2), (9, 4)])
+@pytest.mark.parametrize(
+    ("look", "known"), [(5, 2), pytest.param(4, 2, marks=pytest.mark.slow), pytest.param(9, 4, marks=pytest.mark.slow)]
+)
 def test_a_filter_that_was_stopped_goes_on_behind_what_is_known(tmp_path, monkeypatch, look, known):
     monkeypatch.setattr(trainer_module, "_FILTER_CHUNK", 1)
     whole = finish(make_trainer(tmp_path / "whole", FILTERING, ParityTask(40)))

@@ -145,7 +145,7 @@ def test_direct_samples_differ_among_each_other_and_end_at_the_first_eos(policy)
     assert sampler.generated_tokens == sum(len(r.tokens) for g in groups for r in g.responses)
 
 
-@pytest.mark.parametrize("num_devices", [1, 2])
+@pytest.mark.parametrize("num_devices", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_direct_samples_do_not_depend_on_how_many_are_drawn_together(policy, monkeypatch, num_devices):
     whole = make_sampler(policy)
     problems = whole.task.train_problems[:5]
