@@ -30,8 +30,9 @@ _PARAMS_STREAM = 2**31 - 1  # counter of the key that fresh parameters are drawn
 
 
 def run(
-    settings: RunSettings, config: dict[str, Any], workdir: str | os.PathLike[str], *, reporter: Reporter | None = None
-) -> bool:
+    settings: RunSettings, config: dict[str, Any], workdir: str | os.PathLike[str], *, reporter: Reporter | None = None,
+    stop: StopRequest | None = None,
+) -> bool:  # fmt: skip
     """Trains, or goes on training, in `workdir`.
 
     Args:
@@ -39,6 +40,8 @@ def run(
       config: the same as nested plain values, kept in the workdir and compared when the run is resumed.
       workdir: created if needed.
       reporter: tells how far the run is; by default on the terminal.
+      stop: takes the signals while the run is at work. A caller that gives its own can ask it afterwards for a stop
+        that came too late for the run: between its last step and its end.
 
     Returns:
       True at the end of the run, False if a stop was asked for and everything is saved.
@@ -51,7 +54,7 @@ def run(
       AlarmStop: an alarm was raised and alarms.stop is set.
     """
     reporter = (reporter or Reporter()) if is_first() else Reporter(Console(quiet=True))
-    stop = StopRequest() if jax.process_count() == 1 else SharedStop()
+    stop = stop or (StopRequest() if jax.process_count() == 1 else SharedStop())
     place = Workdir(workdir, is_owner=is_first())
     task: Task | None = None
     trainer: Trainer | None = None

@@ -20,7 +20,7 @@ from rich.console import Console
 from deepsearch_jax.config import differing_keys
 from deepsearch_jax.runtime import build_task, fingerprint_of, printable, run
 from deepsearch_jax.runtime.compile_cache import enable_compile_cache
-from deepsearch_jax.runtime.interrupt import Interrupted
+from deepsearch_jax.runtime.interrupt import Interrupted, StopRequest
 from deepsearch_jax.runtime.metrics import read_rows
 from deepsearch_jax.runtime.progress import Reporter
 from deepsearch_jax.runtime.start import save_warm_started
@@ -157,12 +157,12 @@ def run_cell(cell: Cell, workdir: pathlib.Path, say: Callable[[str], None]) -> N
     """Runs one cell to its end, or goes on with it.
 
     Raises:
-      Interrupted: a stop was asked for; the cell's state is saved.
+      Interrupted: a stop was asked for; the cell's state is saved, or the cell finished.
     """
     config = cell.config(make_start(workdir, cell.setting, cell.seed, say))
     place = cell.directory(workdir)
-    settings = settings_of(config)
-    if not run(settings, config.to_dict(), place, reporter=QuietReporter(say)):
+    settings, stop = settings_of(config), StopRequest()
+    if not run(settings, config.to_dict(), place, reporter=QuietReporter(say), stop=stop):
         raise Interrupted(cell.name)
     task = build_task(settings.task, settings.model.path, settings.seed)
     try:
@@ -172,6 +172,7 @@ def run_cell(cell: Cell, workdir: pathlib.Path, say: Callable[[str], None]) -> N
     write_json(place / FINISHED, {"config": comparable(config), "prompt_length": float(np.mean(prompts))})
     shutil.rmtree(place / "checkpoints", ignore_errors=True)  # the policy is saved apart
     drop_programs()
+    stop.check()  # one that came while the run was ending must end the suite
 
 
 class Progress:

@@ -9,6 +9,14 @@ import sys
 import time
 
 import pytest
+from rich.console import Console
+
+from deepsearch_jax.runtime.interrupt import Interrupted
+from experiments.compare.cells import Progress, is_finished, run_cells
+from experiments.compare.suite import grid_cells
+from tests.compare.tiny_suite import get_suite
+
+run_module = sys.modules["deepsearch_jax.runtime.run"]  # the package has a function of this name
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent.parent
 SUITE = "tests/compare/tiny_suite.py"
@@ -34,6 +42,22 @@ def without_clock(value):
     if isinstance(value, dict):
         return {k: without_clock(v) for k, v in value.items() if k not in COSTS_OF_THE_CLOCK}
     return [without_clock(item) for item in value] if isinstance(value, list) else value
+
+
+def test_a_stop_that_comes_while_a_run_ends_is_a_stop_of_the_suite(tmp_path, monkeypatch):
+    suite = get_suite()
+    first, second = grid_cells(suite)[:2]
+    end = run_module._finish
+
+    def asked_meanwhile(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        end(*arguments)
+
+    monkeypatch.setattr(run_module, "_finish", asked_meanwhile)
+    with pytest.raises(Interrupted):
+        run_cells([first, second], tmp_path, Progress(2, 1, Console(quiet=True)))
+    assert is_finished(first, tmp_path)
+    assert not second.directory(tmp_path).exists()
 
 
 @pytest.mark.slow
