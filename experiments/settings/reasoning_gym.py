@@ -9,12 +9,14 @@ from experiments.settings.chains import TEST, VALIDATION
 _STEPS = 600  # supervised
 
 
-def _setting(variant: str, options: str) -> ConfigDict:
+def _setting(variant: str, options: str, num_shown: int) -> ConfigDict:
     config = reasoning_gym.get_config(variant)
     config.num_devices = 1
     config.task.options = options
     config.task.reasoning_gym.num_train_problems = 1024
     config.task.reasoning_gym.num_heldout_problems = VALIDATION + TEST
+    # So many that the policy learns the task, not answers: of 512 it knew these by heart and little else.
+    config.task.reasoning_gym.num_warm_start_problems = num_shown
     config.task.text.warm_start_steps = _STEPS
     config.warm_start.schedule = "cosine"
     config.warm_start.final_rate_share = 0.03
@@ -29,12 +31,12 @@ def _setting(variant: str, options: str) -> ConfigDict:
 
 def chain_sum() -> ConfigDict:
     """Sums of up to four numbers of one digit: the answer in one go, where a mistake cannot be seen on the way."""
-    return _setting("chain_sum", "min_terms=3, max_terms=4, max_digits=1")
+    return _setting("chain_sum", "min_terms=3, max_terms=4, max_digits=1", 16_384)
 
 
 def countdown() -> ConfigDict:
     """Three numbers and a target: an expression of about fifteen characters, of which a dozen choices matter."""
-    return _setting("countdown", "min_numbers=3, max_numbers=3, max_value=30, min_target=10, max_target=99")
+    return _setting("countdown", "min_numbers=3, max_numbers=3, max_value=30, min_target=10, max_target=99", 4096)
 
 
 SETTINGS = (

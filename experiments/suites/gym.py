@@ -1,4 +1,4 @@
-"""Two datasets of reasoning-gym, answers without written steps: 18 runs of one to two minutes. Nothing is tuned.
+"""Two datasets of reasoning-gym, answers without written steps: 18 runs of one to five minutes. Nothing is tuned.
 
 Needs `pip install -e '.[eval]'`.
 """
@@ -15,9 +15,9 @@ def get_suite() -> Suite:
         methods=(BEST_FIRST, GRPO, DAPO),
         ours=BEST_FIRST.name,
         seeds=(0, 1, 2),
-        levels=(0.1, 0.2, 0.3),
+        levels=(0.1, 0.3, 0.5),
         overrides={
-            "rounds.steps_per_round": 400, "rounds.max_generated_tokens": 100_000, "optimizer.learning_rate": 3e-4,
+            "rounds.steps_per_round": 800, "rounds.max_generated_tokens": 200_000, "optimizer.learning_rate": 3e-4,
         },
-        stop_at=0.5,
+        stop_at=0.7,
     )  # fmt: skip
