@@ -176,7 +176,8 @@ class Trainer:
         try:
             self._warm_start()
             rounds, total = self.settings.rounds, None
-            while self.position.round_index < rounds.num_rounds and not self._is_over():
+            # A filter that was stopped ends first, as it would have, also where it has spent the budget.
+            while self.position.round_index < rounds.num_rounds and (self.position.filtered or not self._is_over()):
                 self._choose_problems()
                 steps = rounds.steps_per_round or self._batches.batches_per_epoch
                 total = total or RemainingTime(

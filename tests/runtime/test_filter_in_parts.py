@@ -81,6 +81,17 @@ def test_a_filter_that_was_stopped_goes_on_behind_what_is_known(tmp_path, monkey
     assert_same_state(whole, resumed)
 
 
+def test_a_filter_that_spends_the_budget_ends_as_it_would_have_without_a_stop(tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer_module, "_FILTER_CHUNK", 1)
+    poor = dataclasses.replace(FILTERING, rounds=dataclasses.replace(ROUNDS, max_generated_tokens=10))
+    finish(make_trainer(tmp_path / "whole", poor, ParityTask(40)))
+    with pytest.raises(Interrupted):
+        finish(make_trainer(tmp_path / "run", poor, ParityTask(40), StopAt(5)))
+    finish(make_trainer(tmp_path / "run", poor, ParityTask(40)))
+    assert [row["kind"] for row in rows(tmp_path / "whole")] == ["filter", "eval"]
+    assert rows(tmp_path / "run") == rows(tmp_path / "whole")
+
+
 def test_a_long_filter_is_saved_now_and_then(tmp_path, monkeypatch):
     monkeypatch.setattr(trainer_module, "_FILTER_CHUNK", 1)
     trainer = make_trainer(tmp_path, FILTERING, ParityTask(40))
