@@ -26,6 +26,7 @@ from deepsearch_jax.runtime.groups import drop_unteachable, node_advantages, pac
 from deepsearch_jax.runtime.learning import Learner
 from deepsearch_jax.runtime.rollout_step import sample_step
 from deepsearch_jax.runtime.rollouts import grafting
+from deepsearch_jax.runtime.state import Position
 from deepsearch_jax.runtime.trainer import Trainer
 from deepsearch_jax.types import Outcome
 from tests.runtime.test_groups import group, response, shared_group
@@ -193,8 +194,7 @@ def stub(settings, **more):
     subset = jnp.arange(8) < 5
     return SimpleNamespace(
         settings=settings, problems=PROBLEMS, reporter=phase, _sampler=FakeSampler(), _sampling_params=lambda: None,
-        position=SimpleNamespace(round_index=more.pop("round_index", 0), step=0, iterator={}, is_filtered=False,
-                                 fingerprint=""),
+        position=Position(round_index=more.pop("round_index", 0)),
         arrays=SimpleNamespace(cache=None, subset=subset, num_correct=jnp.zeros(8, jnp.int32),
                                num_samples=jnp.zeros(8, jnp.int32)),
         task=SimpleNamespace(mixture=()), _save=lambda wait: None, _entropy_weight=None, **more,
