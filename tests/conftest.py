@@ -3,11 +3,12 @@
 import os
 import pathlib
 
+from tests.flags import QUICK_TO_COMPILE
+
 # Both must be set before jax is imported for the first time.
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Programs of tests run once or twice: compiling them without optimisation takes less than half the time.
 os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 {QUICK_TO_COMPILE}"
 )
 
 import jax

@@ -23,6 +23,7 @@ from deepsearch_jax.config import from_config, setting_names, to_config
 from deepsearch_jax.runtime import RunSettings
 from experiments.configs import deepsearch_1_5b
 from tests.doc_blocks import HELP, REPOSITORY, Block, commands, pages, read_blocks
+from tests.flags import QUICK_TO_COMPILE
 from tests.runtime.documented import documented_names
 
 LIMIT_S = 120  # of one block, on a busy machine; what takes more than about 10 CPU seconds should be marked
@@ -62,7 +63,7 @@ def environment(root: pathlib.Path) -> dict[str, str]:
         "XDG_CACHE_HOME": str(home / ".cache"),
         "PATH": f"{pathlib.Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "XLA_FLAGS": QUICK_TO_COMPILE,
         "COLUMNS": "120",
     }
 

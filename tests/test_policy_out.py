@@ -293,6 +293,7 @@ def test_a_search_does_not_turn_up_the_temperature(workdir):
         talker.search(saved.tokenizer.encode("aab\n"), lambda: None, print)
 
 
+@pytest.mark.slow
 def test_a_search_chooses_the_most_frequent_answer(workdir, monkeypatch, capsys):
     shown = talk(monkeypatch, capsys, "aab\n", workdir, "--search", "--trajectories", 4)
     text, _, chosen = shown.out.removesuffix("\n").rpartition("\n")

@@ -15,6 +15,7 @@ from deepsearch_jax.runtime.interrupt import Interrupted
 from experiments.compare.cells import Progress, is_finished, run_cells
 from experiments.compare.suite import grid_cells
 from tests.compare.tiny_suite import get_suite
+from tests.flags import QUICK_TO_COMPILE
 
 run_module = sys.modules["deepsearch_jax.runtime.run"]  # the package has a function of this name
 
@@ -26,7 +27,7 @@ COSTS_OF_THE_CLOCK = ("cpu_seconds", "wall_seconds")
 def start(workdir, *arguments):
     return subprocess.Popen(
         [sys.executable, "-m", "experiments.compare", f"--suite={SUITE}", f"--workdir={workdir}", *arguments],
-        cwd=REPOSITORY, env={**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0", "PYTHONUNBUFFERED": "1"},
+        cwd=REPOSITORY, env={**os.environ, "XLA_FLAGS": QUICK_TO_COMPILE, "PYTHONUNBUFFERED": "1"},
         text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
 
@@ -44,6 +45,7 @@ def without_clock(value):
     return [without_clock(item) for item in value] if isinstance(value, list) else value
 
 
+@pytest.mark.slow
 def test_a_stop_that_comes_while_a_run_ends_is_a_stop_of_the_suite(tmp_path, monkeypatch):
     suite = get_suite()
     first, second = grid_cells(suite)[:2]

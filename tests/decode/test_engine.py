@@ -215,6 +215,7 @@ def test_one_compilation_serves_all_steps():
         traced(CONFIG, trees.params, trees.pages, request, settings())
 
 
+@pytest.mark.slow
 def test_a_sharded_batch_gives_what_one_device_gives():
     """Each of 4 devices holds 2 prompts with 2 rows each and its own pool; ids of slots and pages are of the shard.
 
@@ -282,6 +283,7 @@ def some_request():
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_pairs_of_sampled_tokens_follow_the_policy():
     """Chi-square over the first two tokens together: p(a) p(b | a), from the first step and from the loop."""
     how = settings(num_samples=4000, segment_length=2, temperature=0.8)

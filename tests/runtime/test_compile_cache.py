@@ -44,6 +44,7 @@ def test_places_that_cannot_be_written(monkeypatch, tmp_path):
     assert enable_compile_cache("auto") is None  # nobody asked for this directory
 
 
+@pytest.mark.slow
 def test_a_second_process_need_not_compile(tmp_path):
     import subprocess
     import sys

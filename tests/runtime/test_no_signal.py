@@ -78,6 +78,7 @@ def test_only_groups_without_a_right_answer_are_searched(drawn):
             assert [r.tokens.tolist() for r in group.responses] == expected
 
 
+@pytest.mark.slow
 def test_a_probe_decides_and_only_mixed_groups_are_filled_up(policy, drawn):
     sampler = drawn[0]
     problems = sampler.task.train_problems

@@ -40,6 +40,7 @@ def test_a_run_goes_on_with_other_slots_and_rows(tmp_path):
     assert found[-1]["num_correct"] == expected[-1]["num_correct"]
 
 
+@pytest.mark.slow
 def test_clipping_may_be_switched_off_in_between_and_from_the_start(tmp_path):
     """Also where a warm start clips and the rounds do not."""
     one_round = dataclasses.replace(SETTINGS.rounds, num_rounds=1)

@@ -104,6 +104,7 @@ def test_distinct_siblings_differ_in_every_tree(policy, siblings):
     assert (found == sizes) == (siblings == "distinct")
 
 
+@pytest.mark.slow
 def test_distinct_trees_do_not_depend_on_slots_order_or_devices(policy):
     alone = make_sampler(policy, search=DISTINCT)
     problems = alone.task.train_problems[:6]

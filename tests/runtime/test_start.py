@@ -23,6 +23,7 @@ def with_steps(num_steps):
     return tiny_settings(task=TaskSettings(arithmetic=arithmetic))
 
 
+@pytest.mark.slow
 def test_saved_weights_are_the_mean_of_the_last_steps(tmp_path):
     for steps in (5, 6, 7):
         save_warm_started(with_steps(steps), tmp_path / str(steps))
@@ -34,6 +35,7 @@ def test_saved_weights_are_the_mean_of_the_last_steps(tmp_path):
         save_warm_started(with_steps(7), tmp_path / "x", average_last=8)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_a_saved_start_until_its_budget(tmp_path):
     save_warm_started(with_steps(2), tmp_path / "start")
     settings = with_steps(0)

@@ -77,6 +77,7 @@ def num_bytes(tree):
     return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("state_dtype", [pytest.param("float32", marks=SLOW), "int8"])
 def test_an_update_writes_the_state_where_it_was(state_dtype):
     settings = dataclasses.replace(SETTINGS, state_dtype=state_dtype)

@@ -39,6 +39,7 @@ def test_memory_does_not_grow_with_vocabulary_times_tokens(is_trees):
     assert long < 4 * 128 * VOCABULARY * 4 + 6 * VOCABULARY * NARROW.hidden_size * 4
 
 
+@pytest.mark.slow
 def test_a_device_of_eight_holds_its_own_rows_alone():
     """The weights are spread over eight devices, and each has one row at a time: about what one device has with one."""
     mesh = build_train_mesh(build_mesh(8), MeshSettings(fsdp=8))

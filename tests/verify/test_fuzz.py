@@ -22,6 +22,7 @@ def _run(capsys, *arguments):
     return status, json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_a_small_run_finds_nothing(capsys):
     status, last = _run(capsys, "--cases", "32", "--sample", "6", "--jobs", "2", "--seed", "1")
     assert status == 0
