@@ -37,7 +37,7 @@ def small_run(problem_lengths: tuple[int, ...]) -> ConfigDict:
     config.search.expansion_width = 2
     config.search.capacity = 2 * 40 + 1  # at most 40 expansions of two children
     config.rollout.num_slots = 16
-    config.rollout.prompt_multiple = 48
+    config.rollout.prompt_multiple = 24  # prompts have at most 21 tokens
     config.rollout.path_multiple = longest + 1
     config.rounds.num_rounds = 1
     config.rounds.steps_per_round = 60

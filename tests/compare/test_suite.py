@@ -28,11 +28,12 @@ from experiments.settings import all_settings
 from experiments.suites.methods import ADAPTIVE, BEST_FIRST
 from tests.compare.test_measure import eval_row, train_row, write_run
 from tests.compare.tiny_suite import get_suite
+from tests.conftest import REPOSITORY
 
 TINY = get_suite()
 
 
-@pytest.mark.parametrize("name", ["demo", "full", "ablations", "search"])
+@pytest.mark.parametrize("name", ["demo", "full", "ablations", "search", "costs"])
 def test_every_cell_of_a_shipped_suite_has_valid_settings(name):
     suite = load_suite(name)
     chosen = {(s, m.name): point for s in suite.settings for m in suite.methods for point in suite.points(m)}
@@ -45,6 +46,20 @@ def test_every_cell_of_a_shipped_suite_has_valid_settings(name):
             assert 0 < settings.evaluation.num_problems < settings.task.arithmetic.num_heldout_problems
             names.add(cell.name)
     assert len(names) >= len(suite.settings) * len(suite.methods)
+
+
+def test_the_suite_of_costs_runs_the_points_that_the_full_suite_chose():
+    figures = json.loads((REPOSITORY / "docs/results/full.json").read_text())["settings"]
+    costs, full = load_suite("costs"), load_suite("full")
+    assert costs.seeds == full.seeds
+    assert [method.name for method in costs.methods] == [method.name for method in full.methods]
+    for name in costs.settings:
+        points = {method.name: figures[name]["methods"][method.name]["point"] for method in full.methods}
+        there = final_cells(full, {(name, method): point for method, point in points.items()})
+        here = final_cells(costs, {(name, method): {} for method in points})
+        assert [cell.config(None).to_dict() for cell in here if cell.setting.name == name] == [
+            cell.config(None).to_dict() for cell in there
+        ]
 
 
 @pytest.mark.parametrize("name", ["gym", "gsm8k"])
@@ -60,7 +75,7 @@ def test_long_suites_have_valid_settings(name, monkeypatch, tmp_path):
 
 
 def test_modules_beside_the_suites_are_none(tmp_path):
-    with pytest.raises(ValueError, match="choose one of ablations, demo, full, gsm8k, gym, search, starts, or give"):
+    with pytest.raises(ValueError, match="one of ablations, costs, demo, full, gsm8k, gym, search, starts, or give"):
         load_suite("methods")
 
 
@@ -100,7 +115,7 @@ def test_mistakes_in_a_suite_are_told(changes, words):
 
 def test_the_command_tells_mistakes_without_a_traceback(capsys, tmp_path):
     assert main(["--suite=nothing", f"--workdir={tmp_path}"]) == 2
-    assert "suite 'nothing' is not known; choose one of ablations, demo, full" in capsys.readouterr().err
+    assert "suite 'nothing' is not known; choose one of ablations, costs, demo" in capsys.readouterr().err
     assert main(["--suite=demo", f"--workdir={tmp_path}", "--jobs=0"]) == 2
     assert "--jobs=0 must be at least 1" in capsys.readouterr().err
     assert main(["--report", str(tmp_path / "nowhere")]) == 2
