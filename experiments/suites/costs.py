@@ -2,7 +2,8 @@
 
 CPU seconds can be compared only between runs that had the machine alike: two busy threads of one core slow each other
 down by up to half. The runs of `full` were spread over days and had company or none; these are made by two processes
-that are held to a core each (`taskset`), both busy to the end.
+that are held to a core each (`taskset`), both busy to the end. Starts are made anew by the same recipes, and need not
+be the same to a bit.
 """
 
 import dataclasses
@@ -34,7 +35,8 @@ def get_suite() -> Suite:
     return dataclasses.replace(
         suite,
         name="costs",
-        title="The points that suite `full` chose, all runs under the same conditions, for their CPU seconds.",
+        title="The points that suite `full` chose, from starts made anew, by two processes with a core each from the "
+        "first run to the last: here CPU seconds can be compared, in `full` they cannot.",
         settings=("sparse", "plateau", "moderate"),
         methods=tuple(_at_its_points(method) for method in suite.methods),
         grid={},
