@@ -44,7 +44,14 @@ def test_every_matrix_is_within_half_a_step(recorded):
     jax.tree.map(check, got, recorded.params, is_leaf=is_int8)
 
 
-@pytest.mark.parametrize("form", ["stacked", "unstacked", "unstacked with head", "quantized after unstacking"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        "stacked",
+        *(pytest.param(form, marks=pytest.mark.slow) for form in ("unstacked", "unstacked with head")),
+        "quantized after unstacking",
+    ],
+)
 def test_log_probs_are_those_of_the_rounded_weights(recorded, form):
     """The product with int8 numbers, scaled behind it, equals the product with the rounded matrices."""
     config = recorded.config

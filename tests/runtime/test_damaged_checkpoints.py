@@ -78,7 +78,9 @@ def assert_state(arrays, number):
     jax.tree.map(np.testing.assert_array_equal, arrays, state(number))
 
 
-@pytest.mark.parametrize("damage", [truncate, empty, flip_a_bit, delete])
+@pytest.mark.parametrize(
+    "damage", [truncate, *(pytest.param(how, marks=pytest.mark.slow) for how in (empty, delete)), flip_a_bit]
+)
 def test_whatever_file_is_damaged_the_checkpoint_before_is_taken_and_said(saved, tmp_path, damage):
     names = files_of(saved, 2)
     assert len(names) > 10

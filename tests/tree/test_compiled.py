@@ -28,7 +28,9 @@ MODES = {
 @pytest.mark.parametrize(
     ("mode", "axis_type"),
     [
-        pytest.param(mode, axis_type, marks=pytest.mark.slow if (mode, axis_type) == ("lazy", AxisType.Auto) else ())
+        pytest.param(
+            mode, axis_type, marks=pytest.mark.slow if (mode == "lazy") == (axis_type is AxisType.Auto) else ()
+        )
         for mode in MODES
         for axis_type in (AxisType.Auto, AxisType.Explicit)
     ],
