@@ -104,12 +104,12 @@ def test_a_run_killed_and_stopped_goes_on_to_the_same_metrics(tmp_path):
     ("arguments", "words"),
     [
         (["--config.optimizer.learning_rat=1"], ["config.optimizer.learning_rat", "config.optimizer.learning_rate"]),
-        pytest.param(*(["--config.search.max_depth=deep"], ["max_depth", "deep"]), marks=pytest.mark.slow),
+        (["--config.search.max_depth=deep"], ["max_depth", "deep"]),
         (["--config.search.max_depth=0"], ["max_depth=0", "at least 1"]),
-        pytest.param(*(["--config.method=gpro"], ["method='gpro'", "deepsearch, grpo, dapo"]), marks=pytest.mark.slow),
+        (["--config.method=gpro"], ["method='gpro'", "deepsearch, grpo, dapo"]),
         (["--config.task.name=math"], ["model.path is empty", "--config.model.path=DIR"]),
-        pytest.param(*(["--config.num_devices=99"], ["num_devices=99", "this machine has 1"]), marks=pytest.mark.slow),
-        pytest.param(*(["stray"], ["unknown argument 'stray'"]), marks=pytest.mark.slow),
+        (["--config.num_devices=99"], ["num_devices=99", "this machine has 1"]),
+        (["stray"], ["unknown argument 'stray'"]),
         (["--stopped_status=256"], ["stopped_status", "256", "255"]),
     ],
 )
